@@ -1,0 +1,85 @@
+"""What every model looks like from the front of the door: prompts and maps in, latents and pixels out, `denoise -> x0`.
+
+It knows nothing about any network, sampler or file. Shapes and names are those of the README's table: `pixels` (B, 3, F, H, W) in
+[-1, 1], latents (B, C, f, h, w), context (B, L, D), maps at the clip's own size.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields, replace
+
+import torch
+
+TASKS = ("text", "depth", "sketch", "inpaint")
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What a denoiser is conditioned on. A map that is None is absent, which is not the same as a map of zeros.
+
+    depth (B, 1, F, H, W) and sketch (B, 1, F, H, W) in [0, 1], near = 1 and line = 1; masked (B, 4, F, H, W): the picture in [-1, 1]
+    with the hole at 0, then 1 where it is kept (VGen's layout).
+    """
+
+    context: torch.Tensor
+    depth: torch.Tensor | None = None
+    sketch: torch.Tensor | None = None
+    masked: torch.Tensor | None = None
+
+    def null(self, empty):
+        """The guidance's other branch (Eq. 5): the text becomes `empty` (1, L, D), the maps stay."""
+        return replace(self, context=empty.to(self.context).expand_as(self.context))
+
+    def map(self, function):
+        """`function` applied to every tensor that is there."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Conditions(**{name: None if value is None else function(value) for name, value in values.items()})
+
+    def cat(self, other):
+        """This batch followed by `other`; both have the same maps."""
+        values = {f.name: (getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}
+        return Conditions(**{name: None if a is None else torch.cat([a, b]) for name, (a, b) in values.items()})
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What the page and the samplers may know about a model without touching its networks."""
+
+    name: str  # as `models.load` was given it
+    role: str  # "teacher": many DDIM steps, can be distilled; "student": 1 to 8 LCM steps
+    tasks: tuple[str, ...]
+    guidance: float  # w of Eq. 5 that the teacher is sampled and distilled with
+    fps: int
+    sha256: str  # of the manifest: goes into every clip's settings
+    words: frozenset[str] | None = None  # the vocabulary of a closed world, None where any word goes
+
+
+class VideoModel(ABC):
+    """A text encoder, an autoencoder and a denoiser behind one face. Subclasses set info, schedule, device and dtype."""
+
+    info: ModelInfo
+    device: torch.device
+    dtype: torch.dtype
+
+    @abstractmethod
+    def encode_text(self, prompts):
+        """A list of B prompts -> context (B, L, D). The empty prompt gives the null text of the guidance."""
+
+    @abstractmethod
+    def latent_shape(self, frames, height, width):
+        """(C, f, h, w) of a clip; frames, height and width are in frames and pixels."""
+
+    @abstractmethod
+    def encode(self, pixels):
+        """pixels (B, 3, F, H, W) in [-1, 1] -> latents (B, C, f, h, w), about unit variance."""
+
+    @abstractmethod
+    def decode(self, latents, frames):
+        """latents (B, C, f, h, w) -> pixels (B, 3, frames, H, W) in [-1, 1]."""
+
+    @abstractmethod
+    def preview(self, latents, frames):
+        """A small, cheap look at latents (1, C, f, h, w): uint8 (frames, h', w', 3)."""
+
+    @abstractmethod
+    def denoise(self, x_t, t, cond):
+        """x_t (B, C, f, h, w), t (B,) integer train timesteps, cond -> x0, float32, same shape as x_t."""
