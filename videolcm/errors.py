@@ -30,6 +30,7 @@ CATALOGUE = {  # code: (what is wrong, what to do)
     "E_INPUT": ("The file {given} cannot be read.", "Check the name and the right to read it."),
     "E_NO_SETTINGS": ("The clip {given} carries no settings of this project.", "Choose an mp4 that was made here."),
     "E_BUSY": ("The device is busy with another clip.", "Wait a moment and try again."),
+    "E_ARGUMENTS": ("The command line is not understood: {detail}.", "See --help."),
     "E_PORT": ("Port {given} is taken.", "Choose another with --port."),
     "E_NETWORK": ("Listening beyond this machine needs a password.", "Add --auth NAME:PASSWORD."),
     "E_NUMBER": ("{name} must be {range}, not {given}.", "Choose a value in that range."),

@@ -1,0 +1,170 @@
+"""The command line, `python -m videolcm VERB`: progress on stderr, one JSON object as the last line of stdout.
+
+In: arguments. Out: files, and exit code 0, or 2 with one line `[CODE] what is wrong. What to do.`, or 130 after Ctrl-C.
+A verb is a row of VERBS: how its arguments are declared and what runs. Heavy imports wait inside the verbs. It knows nothing about
+networks or pages.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from videolcm.arguments import Parser, exit_code, number
+from videolcm.errors import AppError
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def request_arguments(parser):
+    """What says which clip to make; shared by the verbs that make clips. Ranges are the Request's to check."""
+    parser.add_argument("prompt", metavar="PROMPT", help="what to see, 1 to 512 characters")
+    parser.add_argument("--model", default="toybox", metavar="REF", help="a model's name or folder (default: toybox)")
+    parser.add_argument("--role", default="student", metavar="ROLE", help="student (few steps, default) or teacher (many)")
+    parser.add_argument("--task", default="text", metavar="TASK", help="text, depth, sketch or inpaint (default: text)")
+    parser.add_argument("--steps", type=number, metavar="N", help="1 to 8 with lcm (default 4), 1 to 100 with ddim (default 50)")
+    parser.add_argument("--seed", type=number, default=0, metavar="N", help="0 to 2147483647 (default: 0)")
+    parser.add_argument("--sampler", metavar="NAME", help="lcm or ddim (default: what the role is made for)")
+    parser.add_argument("--guidance", type=number, metavar="W", help="w of the paper's Eq. 5, 0 to 30 (default: the model's own)")
+    parser.add_argument("--frames", type=number, default=16, metavar="N", help="8 to 32 (default: 16)")
+    parser.add_argument("--size", default="256x256", metavar="WxH", help="multiples of 32 from 128 to 512 (default: 256x256)")
+    parser.add_argument("--video", metavar="IN", help="the video that depth, sketch and inpaint follow")
+    parser.add_argument("--mask", metavar="IN", help="the hole that inpaint fills")
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: the best there is)")
+    parser.add_argument("--dtype", metavar="NAME", help=f"{', '.join(DTYPES)} (default: what suits the device)")
+
+
+def generate_arguments(parser):
+    request_arguments(parser)
+    parser.add_argument("--out", type=Path, default=Path("clip.mp4"), metavar="FILE", help="the mp4 to write (default: clip.mp4)")
+    parser.add_argument("--npy", type=Path, metavar="FILE", help="also write the frames, uint8 (F, H, W, 3)")
+
+
+def run_generate(args):
+    """Make one clip; returns the JSON object."""
+    from videolcm.pipeline import generate, save
+    from videolcm.video import require_writable
+
+    request = request_of(args)
+    for path in filter(None, (args.out, args.npy)):
+        require_writable(path)
+    result = watched(generate(load_model(args), request))
+    result = save(result, args.out)
+    if args.npy:
+        save_frames(args.npy, result.frames)
+    for notice in result.notices:
+        report(notice)
+    return {
+        "out": str(args.out),
+        "nfe": result.nfe,
+        "seconds": {stage: round(seconds, 4) for stage, seconds in result.seconds.items()},
+        "sha256": result.sha256,
+        "settings": result.settings,
+        "notices": result.notices,
+    }
+
+
+VERBS = {  # verb: (what it does, declares its arguments, runs and returns the JSON object)
+    "generate": ("make one clip from a prompt", generate_arguments, run_generate),
+}
+
+
+def request_of(args):
+    """The arguments as a Request. AppError for the first one that is out of range."""
+    from videolcm.pipeline import SAMPLER_OF, Request, size_of
+
+    if args.role not in SAMPLER_OF:
+        raise AppError("E_ROLE", given=args.role)
+    width, height = size_of(args.size)
+    request = Request(
+        prompt=args.prompt,
+        steps=args.steps,
+        seed=args.seed,
+        frames=args.frames,
+        width=width,
+        height=height,
+        sampler=args.sampler or SAMPLER_OF[args.role],
+        guidance=args.guidance,
+        task=args.task,
+    )
+    if request.task == "text" and (args.video or args.mask):
+        raise AppError("E_ARGUMENTS", detail="the task text takes no --video or --mask")
+    return request
+
+
+def load_model(args):
+    """The model that the arguments name."""
+    from videolcm import models
+
+    device, dtype = usable_device(args.device), known_dtype(args.dtype)
+    return models.load(args.model, role=args.role, device=device, dtype=dtype)
+
+
+def usable_device(name):
+    """A torch.device that tensors can be put on, None for None. AppError E_DEVICE."""
+    import torch
+
+    if name is None:
+        return None
+    known = ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())] + ["mps"] * torch.backends.mps.is_available()
+    if name not in [*known, *{place.split(":")[0] for place in known}]:
+        raise AppError("E_DEVICE", given=name, known=", ".join(known))
+    return torch.device(name)
+
+
+def known_dtype(name):
+    """A torch.dtype, None for None. AppError E_DTYPE."""
+    import torch
+
+    if name is None:
+        return None
+    if name not in DTYPES:
+        raise AppError("E_DTYPE", given=name, known=", ".join(DTYPES))
+    return getattr(torch, name)
+
+
+def watched(events):
+    """The last of `events`; every other one is reported as a line."""
+    last = next(events)
+    for event in events:
+        report(f"{last.stage} {last.i}/{last.n}")
+        last = event
+    return last
+
+
+def save_frames(path, frames):
+    """Frames as an npy file under exactly this name. AppError E_OUTPUT."""
+    import numpy as np
+
+    try:
+        with path.open("wb") as file:
+            np.save(file, frames)
+    except OSError as error:
+        raise AppError("E_OUTPUT", given=path) from error
+
+
+def report(line):
+    print(line, file=sys.stderr, flush=True)
+
+
+def parser_of(verbs):
+    """The Parser of all verbs."""
+    parser = Parser(prog="python -m videolcm", description="Video in few steps. The last line of stdout is one JSON object.")
+    choices = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for verb, (summary, add_arguments, _) in verbs.items():
+        add_arguments(choices.add_parser(verb, help=summary, description=summary))
+    return parser
+
+
+def main(argv=None):
+    """Run one command line; returns the exit code."""
+
+    def run():
+        args = parser_of(VERBS).parse_args(argv)
+        result = VERBS[args.verb][2](args)
+        print(json.dumps(result), flush=True)
+
+    return exit_code(run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,43 @@
+"""Command lines whose every refusal is one line: `[CODE] what is wrong. What to do.` and exit code 2.
+
+In: argparse declarations and a function to run. Out: an exit code. Numbers stay what was typed if they are none, so that the code
+which knows their range refuses them. It knows nothing about verbs, models or pages.
+"""
+
+import argparse
+import sys
+
+from videolcm.errors import AppError
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser that raises AppError E_ARGUMENTS instead of printing its usage; abbreviated options are refused."""
+
+    def __init__(self, **options):
+        super().__init__(**{"allow_abbrev": False, **options})
+
+    def error(self, message):
+        raise AppError("E_ARGUMENTS", detail=message)
+
+
+def number(text):
+    """What was typed as an int or float, or the text itself where it is neither."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def exit_code(run):
+    """Call `run()`: 0, 2 with one line on stderr for an AppError, 130 for Ctrl-C."""
+    try:
+        run()
+    except AppError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,187 @@
+"""Clips for training: rendered once into shards on disk, read back as arrays, and as cached latents with their condition maps.
+
+In: seeds of Toybox. Out: safetensors shards of frames and maps, and the latents and Conditions of a batch. The caption and the attributes
+of a clip are not stored: its seed gives them again. It knows nothing about networks (it is given callables) or losses.
+"""
+
+import os
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from .models.base import Conditions
+from .world import describe, free_sample, plot, sample
+
+CLIPS_PER_SHARD = 50
+MAP_SIZE = 64  # condition maps are kept at a quarter of the clip's size
+TRAIN_SEEDS = {"plain": 1_000_000, "free": 2_000_000}  # first seed of each kind; below them lie the held-out ones
+KINDS = {"plain": sample, "free": free_sample}
+
+
+def shard_path(folder, kind, index):
+    return Path(folder) / f"{kind}-{index:05d}.safetensors"
+
+
+def render_shards(folder, kind, shards, workers=2):
+    """Renders the missing ones of `shards` (indices) into `folder`; yields each index as it is done."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    missing = [index for index in shards if not shard_path(folder, kind, index).exists()]
+    with ProcessPoolExecutor(workers) as pool:
+        yield from pool.map(render_shard, [folder] * len(missing), [kind] * len(missing), missing)
+
+
+def render_shard(folder, kind, index):
+    """One shard: frames (N, 16, 256, 256, 3), depth, edges and ids (N, 16, 64, 64), all uint8; the clip's seed is first + its number."""
+    first = TRAIN_SEEDS[kind] + index * CLIPS_PER_SHARD
+    rows = [stored(KINDS[kind](seed).render()) for seed in range(first, first + CLIPS_PER_SHARD)]
+    path = shard_path(folder, kind, index)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    save_file({name: np.stack([row[name] for row in rows]) for name in rows[0]}, temporary)
+    os.replace(temporary, path)
+    return index
+
+
+def stored(clip):
+    """A Clip -> the arrays that a shard keeps of it."""
+    return {"frames": clip.frames, "depth": small(disparity(clip.depth)), "edges": small(clip.edges / 255), "ids": small((clip.ids >= 0).astype(np.float32))}
+
+
+def disparity(depth):
+    """Depth in metres (F, H, W), inf in the sky -> inverse depth over the whole clip in [0, 1], near = 1 (what MiDaS predicts, normalised)."""
+    inverse = 1 / depth
+    low, high = inverse.min(), inverse.max()
+    return (inverse - low) / max(high - low, 1e-6)
+
+
+def small(maps):
+    """(F, H, W) in [0, 1] -> (F, 64, 64) uint8 by the mean of each cell."""
+    f, h, w = maps.shape
+    cells = maps.reshape(f, MAP_SIZE, h // MAP_SIZE, MAP_SIZE, w // MAP_SIZE)
+    return (cells.mean((2, 4)) * 255 + 0.5).astype(np.uint8)
+
+
+def frames_of(folder, **shards):
+    """Frames (N, 16, 256, 256, 3) and ids (N, 16, 64, 64) of the first so many shards of each kind."""
+    rows = [load_file(shard_path(folder, kind, index)) for kind, count in shards.items() for index in range(count)]
+    return np.concatenate([row["frames"] for row in rows]), np.concatenate([row["ids"] for row in rows])
+
+
+# ---- latents: what the denoiser and the judge are trained on
+
+
+def latent_path(folder, kind, index):
+    return Path(folder) / f"latents-{kind}-{index:05d}.safetensors"
+
+
+def cache_latents(folder, encode):
+    """Encodes every rendered shard in `folder` that has no latents yet; yields the path of each. `encode`: pixels (1, 3, F, H, W) -> latents."""
+    for path in sorted(Path(folder).glob("*-[0-9][0-9][0-9][0-9][0-9].safetensors")):
+        if path.name.startswith("latents-"):
+            continue
+        kind, index = path.stem.rsplit("-", 1)
+        if not latent_path(folder, kind, int(index)).exists():
+            cache_shard(path, latent_path(folder, kind, int(index)), encode)
+            yield path
+
+
+def cache_shard(path, target, encode):
+    rows, kept = load_file(path), {}
+    pixels = torch.from_numpy(rows["frames"]).permute(0, 4, 1, 2, 3)  # (N, 3, F, H, W) uint8
+    kept["latents"] = torch.cat([encode(clip[None].float() / 127.5 - 1) for clip in pixels]).half().numpy()  # (N, 24, 4, 16, 16)
+    kept["rgb"] = shrunk(rows["frames"], 4)  # (N, 16, 64, 64, 3): what surrounds a hole
+    kept["look"] = shrunk(rows["frames"][:, ::2], 2)  # (N, 8, 128, 128, 3): what the judge sees
+    kept |= {name: rows[name] for name in ("depth", "edges", "ids")}
+    temporary = target.with_suffix(f".{os.getpid()}.tmp")
+    save_file(kept, temporary)
+    os.replace(temporary, target)
+
+
+def shrunk(frames, factor):
+    """(..., H, W, 3) uint8 at a fraction of the size, by the mean of each cell."""
+    *lead, h, w, c = frames.shape
+    cells = frames.reshape(*lead, h // factor, factor, w // factor, factor, c)
+    return (cells.mean((-2, -4), dtype=np.float32) + 0.5).astype(np.uint8)
+
+
+class Clips:
+    """The cached shards of `kinds` in memory: one tensor (N, ...) a name, and what each clip shows."""
+
+    def __init__(self, folder, kinds, names):
+        paths = [path for kind in kinds for path in sorted(Path(folder).glob(f"latents-{kind}-*.safetensors"))]
+        parts = [read_only(path, names) for path in paths]
+        self.arrays = {name: torch.from_numpy(np.concatenate([part[name] for part in parts])) for name in names}
+        self.plots = []
+        for path, rows in zip(paths, parts, strict=True):
+            kind, index = path.stem.removeprefix("latents-").rsplit("-", 1)
+            first = TRAIN_SEEDS[kind] + int(index) * CLIPS_PER_SHARD
+            tell = plot if kind == "plain" else free_sample
+            self.plots += [tell(first + i) for i in range(len(rows[names[0]]))]
+
+    def __len__(self):
+        return len(self.plots)
+
+    def caption(self, index, rng):
+        """New words for clip `index`; `rng` is numpy's."""
+        told = self.plots[index]
+        return describe(rng, told.toys, told.floor, told.sky)[0] if not hasattr(told, "scene") else told.caption
+
+
+def read_only(path, names):
+    with safe_open(path, "numpy") as file:
+        return {name: file.get_tensor(name) for name in names}
+
+
+# ---- conditions of a training batch
+
+
+def conditions(clips, chosen, text, g, rng):
+    """The Conditions of a batch, with text and maps dropped as the teacher is trained."""
+    count = len(chosen)
+    captions = [clips.caption(int(i), rng) if rng.random() > 0.1 else "" for i in chosen]
+    any_map = torch.rand(count, 1, generator=g) > 0.4
+    keep = (torch.rand(count, 3, generator=g) < 0.5) & any_map
+    maps = {
+        "depth": bent(clips.arrays["depth"][chosen], g, 0.8, 1.25),
+        "sketch": bent(clips.arrays["edges"][chosen], g, 0.6, 1.6),
+        "masked": masked_picture(clips.arrays["rgb"][chosen], clips.arrays["ids"][chosen], rng),
+    }
+    for i, name in enumerate(maps):
+        maps[name] = torch.where(keep[:, i, None, None, None, None], maps[name], -1.0)
+    with torch.no_grad():
+        return Conditions(text(text.tokens(captions)), **maps)
+
+
+def bent(maps, g, low, high):
+    """uint8 maps (B, F, h, w) -> (B, 1, F, h, w) in [0, 1], each bent by a power of its own: no map of a real clip is exact."""
+    power = low + (high - low) * torch.rand(len(maps), 1, 1, 1, 1, generator=g)
+    return (maps[:, None].float() / 255) ** power
+
+
+def masked_picture(rgb, ids, rng):
+    """(B, 4, F, h, w): the picture in [-1, 1] with a hole at 0, and 1 where it is kept. Holes: around the objects, or one or two boxes."""
+    pixels = rgb.permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+    kept = torch.ones(len(rgb), 1, *rgb.shape[1:4])
+    for i, clip in enumerate(ids):
+        boxes = [object_box(clip, rng)] if rng.random() < 0.6 and clip.any() else [random_box(rng, clip.shape[-1]) for _ in range(rng.integers(1, 3))]
+        for y0, y1, x0, x1 in boxes:
+            kept[i, :, :, y0:y1, x0:x1] = 0
+    return torch.cat([pixels * kept, kept], 1)
+
+
+def object_box(ids, rng):
+    """The box (y0, y1, x0, x1) that holds every object in every frame, with a random margin."""
+    seen = ids.amax(0)
+    rows, columns = seen.amax(1).nonzero()[:, 0], seen.amax(0).nonzero()[:, 0]
+    m = rng.integers(0, 9, 4)
+    size = seen.shape[0]
+    return max(0, int(rows[0]) - m[0]), min(size, int(rows[-1]) + 1 + m[1]), max(0, int(columns[0]) - m[2]), min(size, int(columns[-1]) + 1 + m[3])
+
+
+def random_box(rng, size):
+    h, w = rng.integers(size // 6, size * 3 // 4, 2)
+    y, x = rng.integers(0, size - h), rng.integers(0, size - w)
+    return y, y + h, x, x + w

@@ -1,0 +1,93 @@
+"""The training loop's arithmetic that torch lacks: Muon for batches of equal matrices and convolutions, AdamW for the rest, an EMA.
+
+In: a network in float32 with gradients. Out: updated weights, and the optimiser's state as named tensors. torch.optim.Muon (2.9 and later)
+takes 2-D weights only, one by one; grouping equal shapes costs a third of its time here. It knows nothing about losses.
+"""
+
+import torch
+
+MOMENTUM, NS_STEPS = 0.95, 5
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the Newton-Schulz iteration, Jordan et al. 2024
+TABLES = ("embed", "slots", "places", "table", "leave", "heads")  # matrices by shape only, or outputs: AdamW
+
+
+def orthogonal(matrices):
+    """(N, rows, columns) -> the nearest (semi-)orthogonal matrices, roughly, by five Newton-Schulz steps in bfloat16."""
+    x = matrices.bfloat16()
+    tall = x.shape[1] > x.shape[2]
+    x = x.transpose(1, 2) if tall else x
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    a, b, c = COEFFICIENTS
+    for _ in range(NS_STEPS):
+        gram = x @ x.transpose(1, 2)
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return (x.transpose(1, 2) if tall else x).float()
+
+
+class MuonAdamW:
+    """Muon on the hidden matrices of `net` (convolutions count as matrices of their output channels), AdamW on the rest.
+
+    Without `muon` everything is AdamW's. One learning rate serves both: a Muon update is scaled to the size of an AdamW update (0.2 sqrt(max(rows, columns)), Moonlight).
+    """
+
+    def __init__(self, net, weight_decay=0.01, muon=True):
+        named = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
+        hidden = [(name, p) for name, p in named if muon and p.ndim >= 2 and not any(part in TABLES for part in name.split("."))]
+        self.groups = {}
+        for name, p in hidden:
+            self.groups.setdefault((p.shape[0], p[0].numel()), []).append((name, p))
+        self.momentum = {name: torch.zeros_like(p) for name, p in hidden}
+        rest = [(name, p) for name, p in named if name not in self.momentum]
+        self.rest = [name for name, _ in rest]
+        self.adam = torch.optim.AdamW([p for _, p in rest], betas=(0.9, 0.99), weight_decay=0.0, foreach=True)
+        self.weight_decay = weight_decay
+
+    @torch.no_grad()
+    def step(self, lr):
+        self.adam.param_groups[0]["lr"] = lr
+        self.adam.step()
+        for (rows, columns), members in self.groups.items():
+            grads, momentum = [p.grad for _, p in members], [self.momentum[name] for name, _ in members]
+            torch._foreach_lerp_(momentum, grads, 1 - MOMENTUM)
+            nesterov = torch._foreach_lerp(grads, momentum, MOMENTUM)
+            update = orthogonal(torch.stack([g.reshape(rows, columns) for g in nesterov]))
+            size = 0.2 * max(rows, columns) ** 0.5
+            for (_, p), change in zip(members, update, strict=True):
+                p.mul_(1 - lr * self.weight_decay).sub_(change.view_as(p), alpha=lr * size)
+
+    def state(self):
+        """Named tensors that `restore` takes back."""
+        adam = {f"adam/{self.rest[i]}/{key}": value for i, row in self.adam.state_dict()["state"].items() for key, value in row.items()}
+        return {f"muon/{name}": value for name, value in self.momentum.items()} | adam
+
+    def restore(self, state):
+        for name, value in self.momentum.items():
+            value.copy_(state[f"muon/{name}"])
+        rows = {i: {key: state[f"adam/{name}/{key}"] for key in ("step", "exp_avg", "exp_avg_sq")} for i, name in enumerate(self.rest)}
+        self.adam.load_state_dict({"state": rows, "param_groups": self.adam.state_dict()["param_groups"]})
+
+
+class HalfCopy:
+    """A copy of a float32 network in `dtype`, in which forward and backward run; gradients go to the master, weights come back.
+
+    With dtype float32 it is the network itself.
+    """
+
+    def __init__(self, master, make, dtype):
+        self.master, self.same = master, dtype == torch.float32
+        self.net = master if self.same else make().to(dtype)
+        self.refresh()
+
+    @torch.no_grad()
+    def refresh(self):
+        if not self.same:
+            torch._foreach_copy_(list(self.net.parameters()), list(self.master.parameters()))
+
+    @torch.no_grad()
+    def take_gradients(self, clip=1.0):
+        """Moves the gradients to the master, clipped to a norm of `clip`; returns the norm before."""
+        if not self.same:
+            for p, q in zip(self.master.parameters(), self.net.parameters(), strict=True):
+                p.grad = None if q.grad is None else q.grad.float()
+                q.grad = None
+        return torch.nn.utils.clip_grad_norm_([p for p in self.master.parameters() if p.grad is not None], clip)

@@ -1,0 +1,309 @@
+"""One clip from one request: prompt -> context -> steps of x0 -> latents -> frames.
+
+In: a VideoModel and a Request, which has validated itself. Out: `generate` yields a Progress for every stage and step, with a small
+preview of x0, and ends with a Result; closing the generator cancels. `save` writes a Result as an mp4.
+It knows nothing about networks, pages or command lines.
+"""
+
+import math
+import re
+import time
+import unicodedata
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from numbers import Integral, Real
+
+import numpy as np
+import torch
+
+from videolcm.errors import AppError
+from videolcm.models.base import TASKS, Conditions
+from videolcm.sampling import SAMPLERS, Noise, guided
+from videolcm.video import sha256_of, write_mp4
+
+MAX_PROMPT = 512  # characters
+MAX_STEPS = {"lcm": 8, "ddim": 100}
+DEFAULT_STEPS = {"lcm": 4, "ddim": 50}
+SAMPLER_OF = {"student": "lcm", "teacher": "ddim"}  # what each role is made for
+STAGES = ("text", "conditions", "denoise", "decode", "write")
+WORLD = "It knows balls, cubes, cylinders and cones, their colours and sizes, how they move, what they stand on and the sky above."
+
+
+@dataclass(frozen=True)
+class Request:
+    """What somebody wants to see. It checks itself: an instance that exists is valid, its numbers are ints and its prompt is clean.
+
+    prompt: 1..512 characters once control characters are gone; steps: 1..8 for the sampler lcm, 1..100 for ddim, None for 4 or 50;
+    seed: 0..2147483647; frames: 8..32; height, width: multiples of 32 in 128..512; guidance: w of Eq. 5 in 0..30, None for none with a
+    student and the model's own with a teacher. Whole numbers may come as 4.0, not as 2.5, "4" or True.
+    Raises AppError E_PROMPT_EMPTY, _LONG, _TEXT, E_STEPS, E_SEED, E_FRAMES, E_SIZE, E_SAMPLER, E_GUIDANCE, E_TASK.
+    """
+
+    prompt: str
+    steps: int | None = None
+    seed: int = 0
+    frames: int = 16
+    height: int = 256
+    width: int = 256
+    sampler: str = "lcm"
+    guidance: float | None = None
+    task: str = "text"
+
+    def __post_init__(self):
+        one_of(self.task, TASKS, "E_TASK")
+        one_of(self.sampler, SAMPLERS, "E_SAMPLER")
+        checked = {
+            "prompt": clean_prompt(self.prompt),
+            "steps": checked_steps(self.steps, self.sampler),
+            "seed": whole(self.seed, 0, 2**31 - 1, "E_SEED"),
+            "frames": whole(self.frames, 8, 32, "E_FRAMES"),
+            "height": side(self.height, self),
+            "width": side(self.width, self),
+            "guidance": checked_guidance(self.guidance),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
+    def settings(self):
+        """Everything that was asked for, as a dict that JSON can hold: `Request(**request.settings())` asks for the same."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a clip is: step i of n of a stage ("text", "denoise", "decode"); preview is uint8 (F, h, w, 3), small, or None."""
+
+    stage: str
+    i: int
+    n: int
+    preview: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished clip. Everything in it is reproducible from `settings` but the seconds."""
+
+    frames: np.ndarray  # uint8 (F, H, W, 3)
+    settings: dict  # the request with nothing left open, and the model's name, role, sha256, number format and fps
+    seconds: dict  # text, conditions, denoise, decode, write and their sum, total
+    nfe: int  # network evaluations: guidance needs two per step
+    sha256: str  # of the frames
+    notices: tuple[str, ...] = ()  # friendly sentences for people, such as words that the model does not know
+
+
+class Stopwatch:
+    """Seconds per stage. Only what happens inside `with watch("stage")` counts, never the time that a generator's consumer takes."""
+
+    def __init__(self):
+        self.seconds = dict.fromkeys(STAGES, 0.0)
+
+    @contextmanager
+    def __call__(self, stage):
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] += time.perf_counter() - start
+
+
+class Counted:
+    """A denoiser that counts its evaluations: a batch of two, as guidance makes it, is two."""
+
+    def __init__(self, denoise):
+        self.denoise, self.nfe = denoise, 0
+
+    def __call__(self, x_t, t, cond):
+        self.nfe += len(x_t)
+        return self.denoise(x_t, t, cond)
+
+
+def generate(model, request):
+    """Yields Progress ..., then one Result. `*_, result = generate(model, request)` waits for the end.
+
+    AppError E_TASK_MODEL if the model does not do the task, E_TASK_INPUT if the task needs a video, E_NONFINITE if its values are not
+    numbers. Preview and conversion to uint8 are counted in their stages' seconds; the result's write is 0 until `save`.
+    """
+    request = settle(model, request)
+    watch, denoise = Stopwatch(), Counted(model.denoise)
+    yield Progress("text", 0, 1)
+    with watch("text"):
+        cond, empty = encode_prompt(model, request)
+    yield Progress("text", 1, 1)
+    steps = denoising(model, request, guided(denoise, empty, request.guidance), cond)
+    while True:
+        with watch("denoise"):
+            step = next(steps, None)
+            if step is None:
+                break
+            latents, preview = step.x0, look(model, step.x0, request.frames)
+        yield Progress("denoise", step.i, step.n, preview)
+    yield Progress("decode", 0, 1)
+    with watch("decode"):
+        frames = decode(model, latents, request.frames)
+    yield Progress("decode", 1, 1)
+    yield finished(model, request, frames, timed(watch.seconds), denoise.nfe)
+
+
+def save(result, path):
+    """Write a Result as an mp4 at `path`; returns it with the seconds of writing counted. AppError E_OUTPUT."""
+    watch = Stopwatch()
+    with watch("write"):
+        write_mp4(path, result.frames, result.settings["fps"], result.settings)
+    return replace(result, seconds=timed({**result.seconds, "write": watch.seconds["write"]}))
+
+
+def settle(model, request):
+    """The request with its guidance decided, once it is known that this model can do it."""
+    if request.task not in model.info.tasks:
+        raise AppError("E_TASK_MODEL", model=model.info.name, given=request.task, known=", ".join(model.info.tasks))
+    if request.task != "text":
+        raise AppError("E_TASK_INPUT", given=request.task, needs="a video, which cannot be given yet")
+    own = model.info.guidance if model.info.role == "teacher" else 0.0
+    return replace(request, guidance=own if request.guidance is None else request.guidance)
+
+
+@torch.no_grad()
+def encode_prompt(model, request):
+    """Conditions of the prompt and the empty context (1, L, D) of the guidance's other branch."""
+    context = model.encode_text([request.prompt, ""])  # (2, L, D)
+    return Conditions(context[:1]), context[1:]
+
+
+def denoising(model, request, denoise, cond):
+    """A generator of sampling.Step. The noise depends on the seed alone: the same for every sampler and number of steps."""
+    noise = Noise(model.latent_shape(request.frames, request.height, request.width), request.seed, model.device)
+    return SAMPLERS[request.sampler](denoise, model.schedule, noise, cond, request.steps)
+
+
+@torch.no_grad()
+def look(model, x0, frames):
+    """A preview of x0 (1, C, f, h, w): uint8 (F, h', w', 3)."""
+    return model.preview(x0, frames)
+
+
+@torch.no_grad()
+def decode(model, latents, frames):
+    """Latents (1, C, f, h, w) -> uint8 (F, H, W, 3)."""
+    return to_frames(model.decode(latents, frames))
+
+
+def to_frames(pixels):
+    """pixels (1, 3, F, H, W) in [-1, 1] -> uint8 (F, H, W, 3), rounded to the nearest level. AppError E_NONFINITE."""
+    if not pixels.isfinite().all():
+        raise AppError("E_NONFINITE", given="decode")
+    levels = (pixels[0].float().clamp(-1, 1) + 1) * 127.5
+    return levels.round().to(torch.uint8).permute(1, 2, 3, 0).contiguous().cpu().numpy()
+
+
+def finished(model, request, frames, seconds, nfe):
+    """The Result, its settings complete."""
+    info = model.info
+    made_by = {"model": info.name, "role": info.role, "model_sha256": info.sha256, "dtype": str(model.dtype).split(".")[-1], "fps": info.fps}
+    return Result(frames, {**request.settings(), **made_by}, seconds, nfe, sha256_of(frames), notices(model, request.prompt))
+
+
+def timed(seconds):
+    """Seconds per stage with their sum as total."""
+    stages = {stage: seconds[stage] for stage in STAGES}
+    return {**stages, "total": sum(stages.values())}
+
+
+def unknown_words(model, prompt):
+    """The words of `prompt` that a model of a closed world has never seen, lower case, each once; [] where any word goes."""
+    if model.info.words is None:
+        return []
+    words = re.findall(r"(?<!['’])\b[^\W_]+", prompt.lower())
+    return [word for word in dict.fromkeys(words) if word not in model.info.words]
+
+
+def notices(model, prompt):
+    """Friendly sentences about a prompt that the model only half understands."""
+    unknown = [word if len(word) <= 24 else word[:21] + "..." for word in unknown_words(model, prompt)]
+    more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
+    return (f"The built-in model does not know: {', '.join(unknown[:8])}{more}. {WORLD}",) if unknown else ()
+
+
+def clean_prompt(prompt):
+    """`prompt` in NFC, without control and invisible formatting characters, runs of white space made one space.
+
+    AppError E_PROMPT_TEXT for what is not text, E_PROMPT_EMPTY if nothing is left, E_PROMPT_LONG for more than 512 characters.
+    """
+    if not isinstance(prompt, str):
+        raise AppError("E_PROMPT_TEXT", given=f"a value of type {type(prompt).__name__}")
+    if len(prompt) > 16 * MAX_PROMPT:
+        raise AppError("E_PROMPT_LONG", given=len(prompt), limit=MAX_PROMPT)
+    surrogate = re.search("[\ud800-\udfff]", prompt)
+    if surrogate:
+        raise AppError("E_PROMPT_TEXT", given=f"half a character (U+{ord(surrogate.group()):04X})")
+    text = " ".join("".join(map(visible, unicodedata.normalize("NFC", prompt))).split())
+    if not text.strip("\u200c\u200d "):
+        raise AppError("E_PROMPT_EMPTY")
+    if len(text) > MAX_PROMPT:
+        raise AppError("E_PROMPT_LONG", given=len(text), limit=MAX_PROMPT)
+    return text
+
+
+def visible(character):
+    """The character, a space for white space, nothing for control and formatting ones (but the joiners, which some scripts need)."""
+    if character.isspace():
+        return " "
+    hidden = unicodedata.category(character) in ("Cc", "Cf") and character not in "\u200c\u200d"
+    return "" if hidden else character
+
+
+def one_of(value, known, code):
+    """AppError `code` unless `value` is one of the names in `known`."""
+    if not isinstance(value, str) or value not in known:
+        raise AppError(code, given=shown(value), known=", ".join(known))
+
+
+def whole(value, low, high, code, **values):
+    """`value` as an int if it is a whole number in low..high (4.0 is one; True, NaN, 2.5 and "4" are not), else AppError `code`."""
+    if not is_whole(value) or not low <= value <= high:
+        raise AppError(code, given=shown(value), **values)
+    return int(value)
+
+
+def is_whole(value):
+    """Whether `value` is a whole number: 4, 4.0 and numpy's, not True, NaN, 2.5 or "4"."""
+    if isinstance(value, (bool, np.bool_)):
+        return False
+    return isinstance(value, Integral) or (isinstance(value, Real) and math.isfinite(value) and float(value).is_integer())
+
+
+def checked_steps(value, sampler):
+    """Steps in the sampler's range, its own number if None. AppError E_STEPS."""
+    limit = MAX_STEPS[sampler]
+    return DEFAULT_STEPS[sampler] if value is None else whole(value, 1, limit, "E_STEPS", limit=limit)
+
+
+def side(value, request):
+    """A height or width as an int. AppError E_SIZE."""
+    if not is_whole(value) or not 128 <= value <= 512 or value % 32:
+        raise AppError("E_SIZE", given=f"{shown(request.width)}x{shown(request.height)}")
+    return int(value)
+
+
+def size_of(text):
+    """ "448x256" as (width, height). AppError E_SIZE for what does not look so."""
+    sides = re.fullmatch("([0-9]{1,4})x([0-9]{1,4})", text) if isinstance(text, str) else None
+    if not sides:
+        raise AppError("E_SIZE", given=shown(text))
+    return int(sides[1]), int(sides[2])
+
+
+def checked_guidance(value):
+    """w as a float in 0..30, or None. AppError E_GUIDANCE."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= 30:
+        raise AppError("E_GUIDANCE", given=shown(value))
+    return float(value)
+
+
+def shown(value):
+    """A refused value as a message shows it; a number too long to print is named instead."""
+    try:
+        return repr(value)
+    except ValueError:
+        return "a very long number"

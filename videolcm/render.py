@@ -1,0 +1,510 @@
+"""The ray caster of Toybox: a scene of moving primitives over a textured floor under a sky -> frames, depth, edges and object ids.
+
+In: a Scene (objects with one pose a frame, a camera, a floor, a sky). Out: a Clip with exact ground truth for every frame. Analytic
+intersections in numpy, soft shadows from an area light, 2x2 supersampling inside the boxes that objects cover; the background is made
+once a camera. It knows nothing about captions, sampling of scenes or networks. Vectors are arrays (3, ...), y is up, z is away.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+FPS = 8
+FLOORS = ("checkerboard", "grass", "sand", "snow", "wood")
+SKIES = ("day", "sunset", "night", "studio")
+SHAPES = ("sphere", "cube", "cylinder", "cone")
+SUPERSAMPLE = 2
+LIGHT_SAMPLES = 10  # of the area light, for the penumbra
+FAR = 60.0  # beyond it the floor has become haze
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A pinhole at `height` above the floor; pitch in radians looks down, fov is the horizontal angle of view in radians."""
+
+    height: float = 2.3
+    pitch: float = 0.24
+    yaw: float = 0.0
+    fov: float = 0.87
+
+
+@dataclass(frozen=True)
+class Solid:
+    """One primitive. `scale` holds half extents (3,); `position` (F, 3) and `rotation` (F, 3, 3) its pose in each frame; `colour` linear RGB."""
+
+    shape: str
+    scale: np.ndarray
+    position: np.ndarray
+    rotation: np.ndarray
+    colour: np.ndarray
+    shiny: bool = False
+    group: int = 0  # solids of one group count as one object
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What `render` draws."""
+
+    solids: tuple[Solid, ...]
+    floor: str
+    sky: str
+    camera: Camera = Camera()
+
+
+@dataclass(frozen=True)
+class Clip:
+    """frames (F, H, W, 3) uint8; depth (F, H, W) float32, along the optical axis, inf in the sky; ids (F, H, W) int8: group, -1 where there is
+    none; edges (F, H, W) uint8: outlines and creases, line = 255."""
+
+    frames: np.ndarray
+    depth: np.ndarray
+    ids: np.ndarray
+    edges: np.ndarray
+
+
+@dataclass(frozen=True)
+class Light:
+    """A sky: colours in linear RGB; `direction` points to the sun, lamp or moon; `size` is the radius of its disc in radians."""
+
+    direction: tuple
+    sun: tuple
+    ambient: tuple
+    top: tuple
+    horizon: tuple
+    size: float
+    glow: float
+
+
+LIGHTS = {
+    "day": Light((0.8, 0.95, -0.42), (1.05, 1.0, 0.88), (0.36, 0.42, 0.52), (0.13, 0.34, 0.82), (0.62, 0.80, 0.96), 0.05, 0.5),
+    "sunset": Light((-0.85, 0.55, -0.22), (1.25, 0.70, 0.36), (0.34, 0.27, 0.36), (0.16, 0.10, 0.32), (1.00, 0.42, 0.17), 0.08, 1.0),
+    "night": Light((-0.7, 0.85, -0.4), (0.48, 0.56, 0.78), (0.17, 0.19, 0.30), (0.004, 0.008, 0.035), (0.035, 0.05, 0.13), 0.06, 0.2),
+    "studio": Light((0.62, 1.0, -0.42), (0.82, 0.81, 0.80), (0.42, 0.42, 0.43), (0.30, 0.31, 0.33), (0.70, 0.70, 0.71), 0.16, 0.0),
+}
+
+
+def render(scene, size=(256, 256)):
+    """A Scene -> Clip; `size` is (height, width) in pixels. Deterministic."""
+    height, width = size
+    back = background(scene.camera, scene.floor, scene.sky, height, width)
+    frames = range(len(scene.solids[0].position))
+    drawn = [render_frame(scene, back, frame) for frame in frames]
+    return Clip(*(np.stack(parts) for parts in zip(*drawn, strict=True)))
+
+
+@dataclass(frozen=True)
+class Background:
+    """An empty scene at (H, W): linear colour in full light and in full shadow (H, W, 3), depth (H, W), floor points (3, H, W), rays at 2x."""
+
+    lit: np.ndarray
+    shaded: np.ndarray
+    depth: np.ndarray
+    points: np.ndarray
+    rays: np.ndarray
+    axis: np.ndarray
+    origin: np.ndarray
+    focal: float
+    basis: np.ndarray
+
+
+@lru_cache(maxsize=24)  # the twenty backgrounds of the fixed camera, and a few others
+def background(camera, floor, sky, height, width):
+    """The empty scene that every frame of a clip starts from."""
+    basis = camera_basis(camera)
+    focal = 0.5 * width / np.tan(camera.fov / 2)
+    rays = camera_rays(basis, focal, height, width)  # (3, 2H, 2W)
+    origin = np.array([0, camera.height, 0], np.float32)
+    with np.errstate(divide="ignore"):
+        distance = np.where(rays[1] < -1e-4, -camera.height / rays[1], np.inf).astype(np.float32)
+    on_floor = distance < FAR * 4
+    points = origin[:, None, None] + rays * np.where(on_floor, distance, 0)
+    light = LIGHTS[sky]
+    albedo = floor_albedo(floor, points[0], points[2], distance)
+    direct = max(0.0, unit(light.direction)[1]) * rgb(light.sun)
+    ambient = rgb(light.ambient)
+    haze = np.exp(-((np.where(on_floor, distance, 1e3) / (FAR * 0.45)) ** 1.5))[..., None]
+    behind = sky_colour(sky, rays)
+    rim = sky_colour(sky, np.stack([rays[0], np.full_like(rays[1], 0.02), rays[2]]))
+    ground = on_floor[..., None]
+    lit = np.where(ground, haze * albedo * (direct + ambient) + (1 - haze) * rim, behind)
+    shaded = np.where(ground, haze * albedo * ambient + (1 - haze) * rim, behind)
+    depth = np.where(on_floor, distance * np.einsum("c,cij->ij", basis[2], rays), np.inf)
+    half = slice(0, None, SUPERSAMPLE)
+    return Background(
+        shrink(lit), shrink(shaded), depth[half, half].astype(np.float32), points[:, half, half], rays, basis[2], origin, focal, basis
+    )
+
+
+def camera_basis(camera):
+    """(3, 3) rows right, up, forward."""
+    cp, sp, cy, sy = np.cos(camera.pitch), np.sin(camera.pitch), np.cos(camera.yaw), np.sin(camera.yaw)
+    return np.array([[cy, 0, -sy], [sp * sy, cp, sp * cy], [cp * sy, -sp, cp * cy]], np.float32)
+
+
+def camera_rays(basis, focal, height, width):
+    """Unit directions (3, 2H, 2W) through the middle of every subpixel."""
+    s = SUPERSAMPLE
+    x = ((np.arange(width * s) + 0.5) / s - width / 2) / focal
+    y = (height / 2 - (np.arange(height * s) + 0.5) / s) / focal
+    local = np.stack(np.broadcast_arrays(x[None, :], y[:, None], 1.0)).astype(np.float32)
+    rays = np.einsum("rc,rij->cij", basis, local)
+    return (rays / np.linalg.norm(rays, axis=0)).astype(np.float32)
+
+
+# ---- floors and skies
+
+
+@lru_cache(maxsize=1)
+def noise_tiles():
+    """Four periodic noise tiles (512, 512) in about [-1, 1], from fine to coarse."""
+    rng = np.random.default_rng(7)
+    f = np.hypot(np.fft.fftfreq(512)[:, None], np.fft.fftfreq(512)[None, :]) * 512
+    tiles = []
+    for middle in (110, 45, 16, 6):
+        band = np.exp(-((np.log(np.maximum(f, 0.5) / middle)) ** 2) / 0.5)
+        tile = np.fft.ifft2(np.fft.fft2(rng.standard_normal((512, 512))) * band).real
+        tiles.append((tile / tile.std() * 0.5).clip(-1.5, 1.5).astype(np.float32))
+    return tiles
+
+
+def noise(level, x, z, scale):
+    """Tile `level` at world points, `scale` tiles a metre."""
+    tile = noise_tiles()[level]
+    return tile[(z * scale * 512).astype(np.int64) & 511, (x * scale * 512).astype(np.int64) & 511]
+
+
+def floor_albedo(floor, x, z, distance):
+    """Linear RGB (..., 3) of a floor at world points; texture fades with distance so that it does not shimmer."""
+    fade = (1 / (1 + (distance / 14) ** 2)).astype(np.float32)
+    fine, coarse = noise(0, x, z, 0.12) * fade, noise(2, x, z, 0.05)
+    if floor == "checkerboard":
+        tile = ((np.floor(x / 1.3) + np.floor(z / 1.3)) % 2) * fade**0.5 + 0.5 * (1 - fade**0.5)
+        return mix((0.09, 0.10, 0.14), (0.80, 0.76, 0.68), tile) * (1 + np.float32(0.05) * coarse[..., None])
+    if floor == "grass":
+        return mix((0.055, 0.17, 0.025), (0.17, 0.36, 0.06), 0.5 + 0.45 * fine + 0.30 * coarse)
+    if floor == "sand":
+        ripple = np.sin(z * 7 + x * 1.5 + 2.5 * noise(3, x, z, 0.04)) * fade
+        return mix((0.46, 0.31, 0.15), (0.72, 0.53, 0.30), 0.5 + 0.22 * ripple + 0.16 * fine + 0.12 * coarse)
+    if floor == "snow":
+        return mix((0.62, 0.68, 0.80), (0.90, 0.92, 0.96), 0.62 + 0.25 * coarse + 0.12 * fine)
+    plank = np.floor(x / 0.9)
+    tone = noise(1, plank * 3.7, np.floor((z + plank * 1.7) / 4), 0.11) * 0.5
+    grain = noise(0, x * 2.0, z * 0.12 + plank, 0.1) * fade
+    seam = (np.abs(x / 0.9 - plank - 0.5) > 0.47) * fade
+    return mix((0.17, 0.075, 0.03), (0.42, 0.22, 0.10), (0.55 + 0.6 * tone + 0.22 * grain) * (1 - 0.75 * seam))
+
+
+def sky_colour(sky, rays):
+    """Linear RGB (..., 3) of the sky in directions `rays` (3, ...): gradient, glow and disc of the sun or moon, clouds, stars."""
+    light = LIGHTS[sky]
+    up = np.clip(rays[1], 0, 1)
+    colour = mix(light.horizon, light.top, 1 - (1 - up) ** 3.5)
+    toward = np.clip(np.einsum("c,c...->...", unit(light.direction) * rgb((1, 1, -1)), rays), 0, 1)[..., None]  # the glow is in view
+    colour = colour + light.glow * rgb(light.sun) * (0.35 * toward**8 + 0.4 * toward**60)
+    if sky in ("day", "sunset"):
+        plane = 1 / np.maximum(rays[1], 0.03)
+        cloud = noise(3, rays[0] * plane + 3, rays[2] * plane, 0.045) + 0.5 * noise(2, rays[0] * plane, rays[2] * plane, 0.05)
+        amount = (np.clip(cloud - 0.15, 0, 1) * np.clip((rays[1] - 0.05) * 9, 0, 1))[..., None]
+        colour = colour + amount * (rgb(light.sun) * 0.9 - 0.6 * colour)
+    if sky == "night":
+        side = 1 / np.maximum(1 + rays[2], 0.1)
+        stars = noise(0, rays[0] * side, rays[1] * 1.3, 0.9) * noise(0, rays[0] + 0.31, rays[1] * side, 0.8)
+        moon = np.hypot(rays[0] - 0.24, rays[1] - 0.115)
+        colour = colour + np.clip(stars - 0.95, 0, 1)[..., None] * 2 * np.clip(rays[1] * 8, 0, 1)[..., None]
+        disc = np.clip((0.034 - moon) / 0.004, 0, 1)[..., None]
+        colour = colour + np.exp(-(moon[..., None] ** 2) / 0.02) * rgb((0.06, 0.07, 0.12)) + disc * rgb((0.85, 0.86, 0.80))
+    return colour.astype(np.float32)
+
+
+# ---- frames
+
+
+def render_frame(scene, back, frame):
+    """One frame: (frame uint8 (H, W, 3), depth (H, W), ids (H, W), edges (H, W))."""
+    height, width = back.depth.shape
+    light = LIGHTS[scene.sky]
+    colour, depth = back.lit.copy(), back.depth.copy()
+    ids, edges = np.full((height, width), -1, np.int8), np.zeros((height, width), np.float32)
+    shade_floor(scene, back, frame, light, colour)
+    boxes = [screen_box(back, solid, frame) for solid in scene.solids]
+    whole = union([box for box in boxes if box])
+    if whole:
+        hits = cast(scene, back, frame, boxes, whole)
+        draw(scene, back, frame, light, hits, whole, colour, depth, ids, edges)
+    tone = colour / (1 + colour**3) ** (1 / 3)  # rolls highlights off
+    return (np.clip(tone, 0, 1) ** (1 / 2.2) * 255 + 0.5).astype(np.uint8), depth, ids, (edges * 255).astype(np.uint8)
+
+
+def screen_box(back, solid, frame, points=None):
+    """(y0, y1, x0, x1) in pixels around a solid, or around world `points` (N, 3); None where that is outside the picture."""
+    if points is None:
+        corners = np.array(np.meshgrid([-1, 1], [-1, 1], [-1, 1])).reshape(3, -1).T * solid.scale
+        points = corners @ solid.rotation[frame].T + solid.position[frame]
+    height, width = back.depth.shape
+    seen = (points - back.origin) @ back.basis.T
+    if (seen[:, 2] < 0.3).all():
+        return None
+    z = np.maximum(seen[:, 2], 0.3)
+    x, y = width / 2 + back.focal * seen[:, 0] / z, height / 2 - back.focal * seen[:, 1] / z
+    x0, x1 = int(np.clip(x.min() - 1, 0, width)), int(np.clip(x.max() + 2, 0, width))
+    y0, y1 = int(np.clip(y.min() - 1, 0, height)), int(np.clip(y.max() + 2, 0, height))
+    return (y0, y1, x0, x1) if y1 > y0 and x1 > x0 else None
+
+
+def union(boxes):
+    return (min(b[0] for b in boxes), max(b[1] for b in boxes), min(b[2] for b in boxes), max(b[3] for b in boxes)) if boxes else None
+
+
+def shade_floor(scene, back, frame, light, colour):
+    """Soft shadows and contact darkening, drawn into `colour` (H, W, 3) where floor is seen."""
+    to_light = unit(light.direction)
+    jitter = light_directions(light)
+    for solid in scene.solids:
+        centre, reach = solid.position[frame], float(np.linalg.norm(solid.scale))
+        shift = to_light * (centre[1] / to_light[1])
+        spread = reach * 1.15 + centre[1] * light.size * 2
+        ring = np.linspace(0, 2 * np.pi, 12, endpoint=False)
+        along = (centre - shift) + np.stack([np.cos(ring) * spread / to_light[1], 0 * ring, np.sin(ring) * spread / to_light[1]], 1)
+        below = centre + np.stack([np.cos(ring), 0 * ring, np.sin(ring)], 1) * reach * 2
+        points = np.concatenate([along, below])
+        points[:, 1] = 0
+        box = screen_box(back, solid, frame, points)
+        if box is None:
+            continue
+        y0, y1, x0, x1 = box
+        floor = np.isfinite(back.depth[y0:y1, x0:x1])
+        at = back.points[:, y0:y1, x0:x1][:, floor]  # (3, N)
+        blocked = np.zeros(at.shape[1], np.float32)
+        for direction in jitter:
+            blocked += np.isfinite(intersect(solid, frame, at, direction)[0])
+        away = np.linalg.norm((at - centre[:, None])[[0, 2]], axis=0)
+        contact = 0.45 * np.clip(1 - away / (1.5 * reach), 0, 1) ** 1.5 * np.clip(1.3 - (centre[1] - solid.scale[1]) / reach, 0, 1)
+        seen = (1 - blocked / len(jitter))[:, None]
+        part, lit = colour[y0:y1, x0:x1], back.lit[y0:y1, x0:x1][floor]
+        dark = back.shaded[y0:y1, x0:x1][floor] / np.maximum(lit, 1e-4)
+        part[floor] *= (dark + (1 - dark) * seen) * (1 - contact[:, None])
+
+
+def light_directions(light):
+    """(K, 3) unit directions spread over the disc of the light by a sunflower pattern."""
+    to_light = unit(light.direction)
+    side = unit(np.cross(to_light, rgb((0, 0, 1))))
+    other = np.cross(to_light, side)
+    k = np.arange(LIGHT_SAMPLES)
+    radius, angle = light.size * np.sqrt((k + 0.5) / LIGHT_SAMPLES), k * 2.39996
+    disc = radius[:, None] * (np.cos(angle)[:, None] * side + np.sin(angle)[:, None] * other)
+    return (to_light + disc).astype(np.float32)
+
+
+def cast(scene, back, frame, boxes, whole):
+    """First hits inside the box `whole` at 2x: (t, solid index, local normal (3, ...), second tone), arrays (h, w)."""
+    s = SUPERSAMPLE
+    h, w = (whole[1] - whole[0]) * s, (whole[3] - whole[2]) * s
+    best = np.full((h, w), np.inf, np.float32)
+    which, tone, normal = np.full((h, w), -1, np.int16), np.zeros((h, w), np.float32), np.zeros((3, h, w), np.float32)
+    for index, (solid, box) in enumerate(zip(scene.solids, boxes, strict=True)):
+        if box is None:
+            continue
+        rows, columns = slice(box[0] * s, box[1] * s), slice(box[2] * s, box[3] * s)
+        inner = (slice((box[0] - whole[0]) * s, (box[1] - whole[0]) * s), slice((box[2] - whole[2]) * s, (box[3] - whole[2]) * s))
+        t, n, second = intersect(solid, frame, back.origin[:, None, None], back.rays[:, rows, columns], surface=True)
+        nearer = t < best[inner]
+        best[inner][nearer], which[inner][nearer], tone[inner][nearer] = t[nearer], index, second[nearer]
+        normal[(slice(None), *inner)][:, nearer] = n[:, nearer]
+    return best, which, normal, tone
+
+
+def draw(scene, back, frame, light, hits, whole, colour, depth, ids, edges):
+    """Shades the hits and lays them over colour, depth, ids and edges (each (H, W), in place)."""
+    best, which, normal, tone = hits
+    s, (y0, y1, x0, x1) = SUPERSAMPLE, whole
+    rays = back.rays[:, y0 * s : y1 * s, x0 * s : x1 * s]
+    shaded = np.zeros((*best.shape, 3), np.float32)
+    world = np.zeros_like(normal)
+    for index, solid in enumerate(scene.solids):
+        at = which == index
+        if at.any():
+            ray, point = rays[:, at], back.origin[:, None] + rays[:, at] * best[at]
+            n = solid.rotation[frame] @ (normal[:, at] / solid.scale[:, None])
+            world[:, at] = n = n / np.linalg.norm(n, axis=0)
+            sun = sunlight(scene, frame, light, index, point, n)
+            shaded[at] = surface_colour(scene, light, solid, n, ray, point, sun, tone[at])
+    cover = shrink((which >= 0).astype(np.float32)[..., None])
+    part = colour[y0:y1, x0:x1]
+    part *= 1 - cover
+    part += shrink(shaded)
+    first = which[::s, ::s]
+    seen = first >= 0
+    groups = np.array([solid.group for solid in scene.solids], np.int8)
+    ids[y0:y1, x0:x1][seen] = groups[first[seen]]
+    depth[y0:y1, x0:x1][seen] = (best * np.einsum("c,cij->ij", back.axis, rays))[::s, ::s][seen]
+    edges[y0:y1, x0:x1] = shrink(outline(which, world)[..., None])[..., 0]
+
+
+def sunlight(scene, frame, light, index, point, normal):
+    """(N,) share of the sun that reaches surface points: Lambert, times what other solids leave of it."""
+    to_light = unit(light.direction)
+    sun = np.clip(to_light @ normal, 0, 1)
+    for other, solid in enumerate(scene.solids):
+        if other != index:
+            blocked = np.isfinite(intersect(solid, frame, point + 0.01 * normal, to_light)[0])
+            sun = sun * (1 - blocked)
+    return sun
+
+
+def surface_colour(scene, light, solid, normal, ray, point, sun, tone):
+    """(N, 3) linear colour: direct and hemisphere light, floor bounce, contact; a shiny surface mirrors the sky and has a highlight."""
+    albedo = rgb(solid.colour) * (1 - 0.5 * tone[:, None])
+    ground = FLOOR_TINT[scene.floor] * (rgb(light.sun) * 0.35 + rgb(light.ambient))
+    up = (0.5 + 0.5 * normal[1])[:, None]
+    near_floor = (0.45 + 0.55 * np.clip(point[1] / (1.2 * solid.scale.max()), 0, 1))[:, None]
+    fill = up * rgb(light.ambient) * 1.15 + (1 - up) * ground * near_floor
+    colour = albedo * (sun[:, None] * rgb(light.sun) + fill)
+    mirrored = ray - 2 * (ray * normal).sum(0) * normal
+    to_light = unit(light.direction)
+    spark = np.clip(to_light @ mirrored, 0, 1)[:, None]
+    fresnel = (1 - np.clip(-(ray * normal).sum(0), 0, 1))[:, None] ** 4
+    if not solid.shiny:
+        return colour + 0.05 * fresnel * rgb(light.ambient)
+    sky = sky_colour(scene.sky, np.stack([mirrored[0], np.abs(mirrored[1]), mirrored[2]]))
+    seen = np.where(mirrored[1][:, None] > 0, sky, ground * 0.8)
+    lamp = rgb(light.sun) * (2.2 * spark**90 + 0.35 * spark**12) * (sun[:, None] > 0)
+    return colour * 0.78 + (0.12 + 0.5 * fresnel) * seen + lamp
+
+
+def outline(which, normal):
+    """(h, w) 1 where the solid changes or its surface folds."""
+    line = np.zeros(which.shape, np.float32)
+    for axis in (0, 1):
+        a, b = [slice(None)] * 2, [slice(None)] * 2
+        a[axis], b[axis] = slice(1, None), slice(None, -1)
+        a, b = tuple(a), tuple(b)
+        fold = (which[a] == which[b]) & (which[a] >= 0) & ((normal[(slice(None), *a)] * normal[(slice(None), *b)]).sum(0) < 0.7)
+        changed = (which[a] != which[b]) | fold
+        line[a] = np.maximum(line[a], changed)
+        line[b] = np.maximum(line[b], changed)
+    return line
+
+
+# ---- primitives
+
+
+def intersect(solid, frame, origin, direction, surface=False):
+    """Nearest hit of rays with a solid: (t, local normal, second tone); the last two are None unless `surface`. t is inf where a ray misses.
+
+    origin and direction are (3,) or (3, ...) and broadcast; t counts in lengths of `direction`.
+    """
+    rotation, scale = solid.rotation[frame], solid.scale
+    inverse = (rotation / scale).T.astype(np.float32)  # world -> local: R^T then 1 / scale
+    shape = np.broadcast_shapes(np.shape(origin)[1:], np.shape(direction)[1:])
+    o = np.tensordot(inverse, origin - column(solid.position[frame], origin), 1)
+    d = np.tensordot(inverse, direction, 1)
+    o = o.reshape(3, *(1,) * (len(shape) - o.ndim + 1), *o.shape[1:])
+    d = d.reshape(3, *(1,) * (len(shape) - d.ndim + 1), *d.shape[1:])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t = HITS[solid.shape](o, d)
+        t = np.where(np.isfinite(t) & (t > 1e-3), t, np.inf).astype(np.float32)
+        if not surface:
+            return t, None, None
+        p = o + d * np.where(np.isfinite(t), t, 0)
+    return t, NORMALS[solid.shape](p), PATTERNS[solid.shape](p)
+
+
+def column(vector, like):
+    return np.asarray(vector, np.float32).reshape(3, *(1,) * (np.ndim(like) - 1))
+
+
+def hit_sphere(o, d):
+    a, b, c = (d * d).sum(0), (o * d).sum(0), (o * o).sum(0) - 1
+    return (-b - np.sqrt(b * b - a * c)) / a
+
+
+def hit_cube(o, d):
+    near, far = (-np.sign(d) - o) / d, (np.sign(d) - o) / d
+    enter, leave = near.max(0), far.min(0)
+    return np.where(enter < leave, enter, np.inf)
+
+
+def hit_cylinder(o, d):
+    a, b, c = d[0] ** 2 + d[2] ** 2, o[0] * d[0] + o[2] * d[2], o[0] ** 2 + o[2] ** 2 - 1
+    side = (-b - np.sqrt(b * b - a * c)) / a
+    side = np.where(np.abs(o[1] + side * d[1]) <= 1, side, np.inf)
+    return np.fmin(side, hit_disc(o, d, -np.sign(d[1])))
+
+
+def hit_cone(o, d):
+    h, k = (1 - o[1]) / 2, -d[1] / 2  # radius at height y is (1 - y) / 2
+    a, b, c = d[0] ** 2 + d[2] ** 2 - k * k, o[0] * d[0] + o[2] * d[2] - h * k, o[0] ** 2 + o[2] ** 2 - h * h
+    root = np.sqrt(b * b - a * c)
+    hits = []
+    for t in ((-b - root) / a, (-b + root) / a):
+        y = o[1] + t * d[1]
+        hits.append(np.where((np.abs(y) <= 1) & (t > 1e-3), t, np.inf))
+    return np.fmin(np.fmin(*hits), hit_disc(o, d, np.full_like(d[1], -1)))
+
+
+def hit_disc(o, d, y):
+    t = (y - o[1]) / d[1]
+    return np.where((o[0] + t * d[0]) ** 2 + (o[2] + t * d[2]) ** 2 <= 1, t, np.inf)
+
+
+def normal_cube(p):
+    return np.where(np.abs(p) >= np.abs(p).max(0) - 1e-6, np.sign(p), 0)
+
+
+def normal_cylinder(p):
+    cap = np.abs(p[1]) > 0.999
+    return np.stack([np.where(cap, 0, p[0]), np.where(cap, np.sign(p[1]), 0), np.where(cap, 0, p[2])])
+
+
+def normal_cone(p):
+    base = p[1] < -0.999
+    return np.stack([np.where(base, 0, p[0]), np.where(base, -1, (1 - p[1]) / 4), np.where(base, 0, p[2])])
+
+
+def sectors(p, count):
+    return np.floor(np.arctan2(p[2], p[0]) / (2 * np.pi) * count) % 2
+
+
+HITS = {"sphere": hit_sphere, "cube": hit_cube, "cylinder": hit_cylinder, "cone": hit_cone}
+NORMALS = {"sphere": lambda p: p, "cube": normal_cube, "cylinder": normal_cylinder, "cone": normal_cone}
+PATTERNS = {  # 1 where the darker second tone is, so that rolling and spinning can be seen
+    "sphere": lambda p: (p[0] * p[1] * p[2] > 0).astype(np.float32),
+    "cube": lambda p: (np.sort(np.abs(p), axis=0)[1] < 0.5).astype(np.float32),
+    "cylinder": lambda p: sectors(p, 4),
+    "cone": lambda p: sectors(p, 6),
+}
+
+
+# ---- small arithmetic
+
+
+def unit(vector):
+    vector = np.asarray(vector, np.float32)
+    return vector / np.linalg.norm(vector)
+
+
+def rgb(colour):
+    return np.asarray(colour, np.float32)
+
+
+def mix(a, b, amount):
+    """Colours a to b (3,) by amount (...) -> (..., 3)."""
+    amount = np.clip(amount, 0, 1).astype(np.float32)[..., None]
+    return rgb(a) * (1 - amount) + rgb(b) * amount
+
+
+def shrink(picture):
+    """(2H, 2W, C) -> (H, W, C), the mean of each 2x2."""
+    s, (h, w, c) = SUPERSAMPLE, picture.shape
+    return picture.reshape(h // s, s, w // s, s, c).mean((1, 3)).astype(np.float32)
+
+
+FLOOR_TINT = {
+    "checkerboard": rgb([0.42, 0.41, 0.40]),
+    "grass": rgb([0.11, 0.26, 0.05]),
+    "sand": rgb([0.59, 0.42, 0.22]),
+    "snow": rgb([0.78, 0.82, 0.90]),
+    "wood": rgb([0.30, 0.15, 0.07]),
+}

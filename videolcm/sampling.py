@@ -1,0 +1,113 @@
+"""Sampling: noise -> video latents, in 1 to 8 LCM steps of a student or many DDIM steps of a teacher.
+
+In: a callable `denoise(x_t, t, cond) -> x0` with t (B,) int64, a Schedule, a Noise and the conditions. Out: a generator of Step, one per
+call of the denoiser; the last .x0 is the video, and closing the generator cancels.
+It knows nothing about models, text, pixels or progress bars. Gradients are off inside a step and untouched between steps, so that
+another thread may take the next one.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from numbers import Integral
+
+import torch
+
+from videolcm.errors import AppError
+from videolcm.schedule import consistency, guide, per_sample
+
+START = 999  # the timestep that every sampler begins at, whatever the number of steps
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is known after one call of the denoiser."""
+
+    i: int  # 1..n
+    n: int  # steps in all
+    t: int  # the train timestep that was denoised, 999..0
+    x0: torch.Tensor  # the video as it looks now, (B, C, F, h, w) float32
+
+
+class Noise:
+    """Standard normal noise that depends on a sample's seed and on the timestep, and on nothing else.
+
+    Two runs with the same seed share the noise of every timestep they share, the first one always, whatever their step counts, batch size,
+    place in the batch or device: it is drawn on the CPU in float32 and then moved. shape is one sample's (C, F, h, w); seeds is one int per
+    sample, or an int for a batch of one.
+    """
+
+    def __init__(self, shape, seeds, device="cpu"):
+        self.shape, self.device = tuple(shape), device
+        self.seeds = (seeds,) if isinstance(seeds, Integral) else tuple(seeds)
+
+    def initial(self):
+        """x_T, (B, C, F, h, w): the noise of the first timestep."""
+        return self.at(START)
+
+    def at(self, t):
+        """The noise of train timestep t (an int), (B, C, F, h, w)."""
+        return torch.stack([draw(self.shape, seed, t) for seed in self.seeds]).to(self.device)
+
+
+def draw(shape, seed, t):
+    """One sample's noise: float32 `shape` on the CPU from a generator that nothing else uses."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(mix(seed, t)), dtype=torch.float32)
+
+
+def mix(seed, t):
+    """(seed, t) -> a 64-bit generator seed: the first 8 bytes of SHA-256 of the text "seed:t".
+
+    Neighbouring seeds and timesteps become unrelated; the same pair gives the same number in every process and release. torch's CPU
+    generator uses the low 32 bits, which are as good as any others.
+    """
+    return int.from_bytes(hashlib.sha256(f"{int(seed)}:{int(t)}".encode()).digest()[:8], "little")
+
+
+def sample_lcm(denoise, schedule, noise, cond, steps):
+    """Multistep consistency sampling: yields `steps` (1..8) of Step. AppError E_STEPS at the first step, E_NONFINITE at any.
+
+    The same as diffusers' LCMScheduler with v-prediction and zero terminal SNR, as VideoLCM was released.
+    """
+    timesteps = schedule.lcm_timesteps(steps).tolist()  # (steps,) descending
+    x_t = noise.initial()  # (B, C, F, h, w)
+    for i, t in enumerate(timesteps):
+        # Eq. 1: x0 = f(x_t, t)
+        x0 = checked(i + 1, consistency, denoise, schedule, x_t, t, cond)
+        yield Step(i + 1, steps, t, x0)
+        if i + 1 < steps:
+            x_t = schedule.add_noise(x0, noise.at(timesteps[i + 1]), timesteps[i + 1])
+
+
+def sample_ddim(denoise, schedule, noise, cond, steps):
+    """DDIM with eta 0: yields `steps` (1..1000; 50 in the paper) of Step. AppError E_STEPS at the first step, E_NONFINITE at any.
+
+    The last step would go to alpha 1, so its x0 is the result. Guidance is in `denoise`: see `guided`.
+    """
+    timesteps = schedule.ddim_timesteps(steps).tolist()  # (steps,) descending
+    x_t = noise.initial()  # (B, C, F, h, w)
+    for i, t in enumerate(timesteps):
+        x0 = checked(i + 1, denoise, x_t, per_sample(t, x_t), cond)
+        yield Step(i + 1, steps, t, x0)
+        if i + 1 < steps:
+            # Eq. 4 on the sampler's own grid
+            x_t = schedule.ddim_step(x_t, x0, t, timesteps[i + 1])
+
+
+SAMPLERS = {"lcm": sample_lcm, "ddim": sample_ddim}
+
+
+def guided(denoise, empty, w):
+    """A denoiser with the guidance of Eq. 5 inside: one call on a batch twice as large, none of it if w = 0.
+
+    `empty` (1, L, D) is the context that stands for no text (or a negative one); maps stay in both halves. w as in `schedule.guide`.
+    """
+    return lambda x_t, t, cond: guide(denoise, x_t, t, cond, cond.null(empty), w)
+
+
+@torch.no_grad()
+def checked(step, function, *arguments):
+    """`function(*arguments)` in float32 and without gradients; AppError E_NONFINITE if a value is not finite at this step."""
+    x0 = function(*arguments).float()
+    if not x0.isfinite().all():
+        raise AppError("E_NONFINITE", given=step)
+    return x0

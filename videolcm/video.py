@@ -1,0 +1,88 @@
+"""Frames -> mp4 with its settings inside, and the settings back out.
+
+In: uint8 (F, H, W, 3) RGB frames, frames per second and a JSON-able dict. Out: an H.264 mp4 that every browser plays, whose comment
+tag (the standard place, which survives a remux) holds the dict. The file appears under its name when it is complete, or not at all.
+It knows nothing about models, requests or pages.
+"""
+
+import hashlib
+import json
+import os
+from fractions import Fraction
+from pathlib import Path
+from uuid import uuid4
+
+import av
+import numpy as np
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
+
+from videolcm.errors import AppError
+
+ENCODER = {"preset": "veryfast", "crf": "17", "bf": "0"}  # a clip is short: quality over size; no B frames, so that time starts at 0
+TAG = "videolcm"  # the comment is {TAG: settings}
+
+
+def write_mp4(path, frames, fps, settings):
+    """Write frames, uint8 (F, H, W, 3) with even H and W, as an H.264 mp4 at `fps` with the dict `settings` inside; returns the Path.
+
+    An existing file is replaced in one go. AppError E_OUTPUT if the folder cannot be written to.
+    """
+    path = Path(path)
+    part = path.with_name(f".{uuid4().hex}.part")
+    try:
+        with av.open(str(part), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+            container.metadata["comment"] = json.dumps({TAG: settings})
+            encode(container, frames, fps)
+        os.replace(part, path)
+    except (OSError, av.error.FFmpegError) as error:
+        raise AppError("E_OUTPUT", given=path) from error
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def encode(container, frames, fps):
+    """Frames (F, H, W, 3) into an open container, as yuv420p in BT.709 limited range and tagged so: colours then agree everywhere."""
+    stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000), options=ENCODER)
+    stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
+    context = stream.codec_context
+    context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
+    context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
+    for picture in frames:
+        rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+        yuv = rgb.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
+        container.mux(stream.encode(yuv))
+    container.mux(stream.encode())
+
+
+def read_settings(path):
+    """The dict that `write_mp4` put into the mp4 at `path`. AppError E_INPUT if it cannot be opened, E_NO_SETTINGS if there is none."""
+    try:
+        with av.open(str(path), format="mp4", metadata_errors="replace") as container:
+            settings = json.loads(container.metadata["comment"])[TAG]
+    except OSError as error:
+        raise AppError("E_INPUT", given=path) from error
+    except (av.error.FFmpegError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise AppError("E_NO_SETTINGS", given=path) from error
+    if not isinstance(settings, dict):
+        raise AppError("E_NO_SETTINGS", given=path)
+    return settings
+
+
+def sha256_of(frames):
+    """SHA-256 of the frames' bytes (F, H, W, 3) as 64 hex digits: the same as of `numpy.load(...).tobytes()` of an --npy file."""
+    return hashlib.sha256(np.ascontiguousarray(frames)).hexdigest()
+
+
+def require_writable(path):
+    """AppError E_OUTPUT unless a file can be made at `path`: asked before the work, not after it. Leaves nothing behind."""
+    path = Path(path)
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(path)
+        str(path).encode()
+        probe = path.with_name(f".{uuid4().hex}.part")
+        probe.touch()
+        probe.unlink()
+    except (OSError, ValueError) as error:
+        raise AppError("E_OUTPUT", given=path) from error
