@@ -10,7 +10,8 @@ from diffusers import DDIMScheduler
 from safetensors.torch import load_file
 from torch import nn
 
-from videolcm.distill import consistency_loss, consistency_pair_loss, pseudo_huber, solver_step, update_ema
+from videolcm.distill import consistency_loss, consistency_pair_loss, pseudo_huber, solver_step
+from videolcm.optim import update_ema
 from videolcm.models.base import Conditions
 from videolcm.schedule import Schedule, consistency
 

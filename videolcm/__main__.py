@@ -9,8 +9,8 @@ import json
 import sys
 from pathlib import Path
 
-from videolcm.arguments import Parser, exit_code, number
-from videolcm.errors import AppError
+from .arguments import Parser, exit_code, number
+from .errors import AppError
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -41,8 +41,8 @@ def generate_arguments(parser):
 
 def run_generate(args):
     """Make one clip; returns the JSON object."""
-    from videolcm.pipeline import generate, save
-    from videolcm.video import require_writable
+    from .pipeline import generate, save
+    from .video import require_writable
 
     request = request_of(args)
     for path in filter(None, (args.out, args.npy)):
@@ -70,10 +70,9 @@ VERBS = {  # verb: (what it does, declares its arguments, runs and returns the J
 
 def request_of(args):
     """The arguments as a Request. AppError for the first one that is out of range."""
-    from videolcm.pipeline import SAMPLER_OF, Request, size_of
+    from .pipeline import SAMPLER_OF, Request, one_of, size_of
 
-    if args.role not in SAMPLER_OF:
-        raise AppError("E_ROLE", given=args.role)
+    one_of(args.role, SAMPLER_OF, "E_ROLE")
     width, height = size_of(args.size)
     request = Request(
         prompt=args.prompt,
@@ -93,7 +92,7 @@ def request_of(args):
 
 def load_model(args):
     """The model that the arguments name."""
-    from videolcm import models
+    from . import models
 
     device, dtype = usable_device(args.device), known_dtype(args.dtype)
     return models.load(args.model, role=args.role, device=device, dtype=dtype)

@@ -7,7 +7,7 @@ which knows their range refuses them. It knows nothing about verbs, models or pa
 import argparse
 import sys
 
-from videolcm.errors import AppError
+from .errors import AppError
 
 
 class Parser(argparse.ArgumentParser):

@@ -138,10 +138,10 @@ def read_only(path, names):
 # ---- conditions of a training batch
 
 
-def conditions(clips, chosen, text, g, rng):
-    """The Conditions of a batch, with text and maps dropped as the teacher is trained."""
+def conditions(clips, chosen, encode_text, g, rng, drop_text=0.1):
+    """The Conditions of a batch, maps dropped as the teacher is trained, text in `drop_text` of it. encode_text: prompts -> context."""
     count = len(chosen)
-    captions = [clips.caption(int(i), rng) if rng.random() > 0.1 else "" for i in chosen]
+    captions = [clips.caption(int(i), rng) if rng.random() >= drop_text else "" for i in chosen]
     any_map = torch.rand(count, 1, generator=g) > 0.4
     keep = (torch.rand(count, 3, generator=g) < 0.5) & any_map
     maps = {
@@ -152,7 +152,7 @@ def conditions(clips, chosen, text, g, rng):
     for i, name in enumerate(maps):
         maps[name] = torch.where(keep[:, i, None, None, None, None], maps[name], -1.0)
     with torch.no_grad():
-        return Conditions(text(text.tokens(captions)), **maps)
+        return Conditions(encode_text(captions), **maps)
 
 
 def bent(maps, g, low, high):

@@ -5,9 +5,60 @@ conditions. Out: the loss of Eq. 2, whose gradient reaches the student alone, an
 It knows nothing about what the networks are, nor about sampling.
 """
 
+import copy
+from dataclasses import dataclass
+
+import numpy as np
 import torch
 
-from videolcm.schedule import consistency, guide
+from .data import conditions
+from .schedule import consistency, guide
+from .training import Stage, generator
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """The method's knobs. Where the paper says a number it stands behind; Toybox has its own where the paper's did harm."""
+
+    iterations: int = 1000  # paper: about 4,000
+    batch: int = 16
+    lr: float = 4e-4  # paper: 1e-5, for 1.4 billion parameters
+    guidance: float = 2.0  # w; paper: 9.0, which over-saturates a small model
+    skips: tuple[int, ...] = (20,)  # k of each phase, equally long; paper: 20
+    huber: float = 1e-3
+    ema: float = 0.95  # Sec. 4.1
+    share_last: float = 0.5  # of a batch at t = 999
+    seed: int = 0
+
+
+def distill_stage(teacher, clips, config):
+    """The Stage that trains a student of `teacher` (a VideoModel) on cached `clips`. The target, theta*, is what should be shipped."""
+    empty = teacher.encode_text([""])  # (1, L, D)
+
+    def loss(net, target, iteration):
+        g, rng = generator(51 + config.seed, iteration), np.random.default_rng((51 + config.seed, iteration))
+        chosen = torch.randint(len(clips), (config.batch,), generator=g)
+        cond = conditions(clips, chosen, teacher.encode_text, g, rng, drop_text=0.0).map(lambda value: value.to(teacher.device))
+        x0 = clips.arrays["latents"][chosen].float().to(teacher.device)
+        skip = config.skips[iteration * len(config.skips) // config.iterations]
+        student, average = teacher.with_denoiser(net).denoise, teacher.with_denoiser(target).denoise
+        return consistency_loss(
+            student, average, teacher.denoise, teacher.schedule, x0, cond, cond.null(empty), config.guidance, g, skip, config.huber, config.share_last
+        )
+
+    return Stage(
+        lambda: copy.deepcopy(teacher.denoiser).float().requires_grad_(True),
+        loss,
+        config.iterations,
+        config.lr,
+        config.batch,
+        ema=config.ema,
+        warmup=20,
+        cooldown=0.7,
+        dtype=teacher.dtype,
+        muon=False,
+        with_target=True,
+    )
 
 
 def consistency_loss(student, target, teacher, schedule, x0, cond, null, w, generator, skip=20, c=1e-3, share_last=0.0):
@@ -44,24 +95,6 @@ def solver_step(teacher, schedule, x_t, t, t_prev, cond, null, w):
 def pseudo_huber(a, b, c):
     """mean(sqrt((a - b)^2 + c^2) - c): quadratic below c > 0, absolute above it; no weight by timestep (Sec. 4.1: "a Huber loss")."""
     return (((a - b) ** 2 + c**2).sqrt() - c).mean()
-
-
-@torch.no_grad()
-def update_ema(target, student, rate):
-    """theta* <- rate theta* + (1 - rate) theta, in place, over parameters and buffers of two modules of one class; rate in 0..1.
-
-    Buffers that count (integers) are copied. Raises ValueError if the modules differ in the number of tensors.
-    """
-    for average, new in zip(tensors(target), tensors(student), strict=True):
-        if average.is_floating_point():
-            average.lerp_(new.to(average), 1 - rate)
-        else:
-            average.copy_(new)
-
-
-def tensors(module):
-    """Every parameter and buffer of a module, in its own order."""
-    return [*module.parameters(), *module.buffers()]
 
 
 def randn_like(x, generator):

@@ -81,7 +81,7 @@ class HalfCopy:
     @torch.no_grad()
     def refresh(self):
         if not self.same:
-            torch._foreach_copy_(list(self.net.parameters()), list(self.master.parameters()))
+            torch._foreach_copy_(tensors(self.net), tensors(self.master))
 
     @torch.no_grad()
     def take_gradients(self, clip=1.0):
@@ -91,3 +91,21 @@ class HalfCopy:
                 p.grad = None if q.grad is None else q.grad.float()
                 q.grad = None
         return torch.nn.utils.clip_grad_norm_([p for p in self.master.parameters() if p.grad is not None], clip)
+
+
+@torch.no_grad()
+def update_ema(target, student, rate):
+    """theta* <- rate theta* + (1 - rate) theta, in place, over parameters and buffers of two modules of one class; rate in 0..1.
+
+    Buffers that count (integers) are copied. Raises ValueError if the modules differ in the number of tensors.
+    """
+    for average, new in zip(tensors(target), tensors(student), strict=True):
+        if average.is_floating_point():
+            average.lerp_(new.to(average), 1 - rate)
+        else:
+            average.copy_(new)
+
+
+def tensors(module):
+    """Every parameter and buffer of a module, in its own order."""
+    return [*module.parameters(), *module.buffers()]

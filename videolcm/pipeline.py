@@ -16,10 +16,10 @@ from numbers import Integral, Real
 import numpy as np
 import torch
 
-from videolcm.errors import AppError
-from videolcm.models.base import TASKS, Conditions
-from videolcm.sampling import SAMPLERS, Noise, guided
-from videolcm.video import sha256_of, write_mp4
+from .errors import AppError
+from .models.base import TASKS, Conditions
+from .sampling import SAMPLERS, Noise, guided
+from .video import sha256_of, write_mp4
 
 MAX_PROMPT = 512  # characters
 MAX_STEPS = {"lcm": 8, "ddim": 100}

@@ -3,15 +3,19 @@
 In: clips, captions and attributes of Toybox. Out: a Stage a network. It knows nothing about samplers beyond the noise schedule.
 """
 
+from pathlib import Path
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .data import Clips, conditions, frames_of
+from .data import Clips, cache_latents, conditions, frames_of, render_shards
+from .metrics import Judge
 from .models.toybox import Codec, Denoiser, DenoiserConfig, TextConfig, TextEncoder
 from .schedule import Schedule
-from .training import Stage, generator
+from .shipping import sheet
+from .training import Stage, averaged_weights, generator
 from .world import ATTRIBUTES, OBJECT_ATTRIBUTES, SCENE_ATTRIBUTES, plot, vocabulary
 
 CROP, CODEC_FRAMES, CODEC_BATCH = 128, 8, 6
@@ -34,7 +38,7 @@ def codec_stage(folder, iterations=4000):
         pixels, weight = batch(iteration)
         half = pixels.to(next(net.parameters()).dtype)
         latents = net.encode(half)
-        noisy = latents + 0.1 * torch.randn(latents.shape, generator=generator(12, iteration)).to(latents)
+        noisy = latents + 0.05 * torch.randn(latents.shape, generator=generator(12, iteration)).to(latents)
         look = F.avg_pool3d(pixels, (1, 8, 8))
         return picture_loss(net.decode(noisy).float(), pixels, weight) + 0.1 * F.mse_loss(net.preview(latents.detach()).float(), look)
 
@@ -51,7 +55,23 @@ def codec_stage(folder, iterations=4000):
         errors, inside = torch.stack(errors), torch.stack(inside)
         return {"psnr": psnr(errors.mean()), "psnr_object": psnr(inside.nanmean())}
 
-    return Stage(Codec, loss, iterations, 1e-3, CODEC_BATCH, validate=validate, validate_every=250, ema=0.997, warmup=50)
+    def before(net, iteration):
+        if iteration in (100, 300, 1000):  # later the encoder hardly moves, and the decoder wants to rely on it
+            settle_norm(net, frames[:: max(1, len(frames) // 40)])
+
+    return Stage(Codec, loss, iterations, 5e-4, CODEC_BATCH, validate=validate, validate_every=250, ema=0.997, warmup=50, cooldown=0.7, before=before)
+
+
+@torch.no_grad()
+def settle_norm(codec, frames):
+    """Sets the mean and the deviation that latents are normalised by to those of whole clips (N, 16, H, W, 3).
+
+    Statistics of a training batch, as batch normalisation has them, hide the colour of the whole picture: clips came out grey.
+    """
+    codec.mean.zero_(), codec.std.fill_(1)
+    pixels = (torch.from_numpy(clip).permute(3, 0, 1, 2)[None].to(codec.stem.weight.dtype) / 127.5 - 1 for clip in frames)
+    latents = torch.cat([codec.encode(clip).float() for clip in pixels]).transpose(0, 1).flatten(1)  # (C, all)
+    codec.mean.copy_(latents.mean(1)[:, None, None]), codec.std.copy_(latents.std(1)[:, None, None])
 
 
 def psnr(error):
@@ -104,9 +124,9 @@ class Reader(nn.Module):
         tokens = self.encoder.tokens(prompts)
         if unknown is not None:
             tokens = torch.where(unknown & (tokens > 0), 1, tokens)
-        slots = self.encoder(tokens)[:, :3].float()
-        read = {(name, i): self.heads[name](slots[:, i]) for name in OBJECT_ATTRIBUTES for i in (0, 1)}
-        return read | {(name, 2): self.heads[name](slots[:, 2]) for name in SCENE_ATTRIBUTES}
+        slots = self.encoder(tokens)[:, :3]
+        read = {(name, i): self.heads[name](slots[:, i]).float() for name in OBJECT_ATTRIBUTES for i in (0, 1)}
+        return read | {(name, 2): self.heads[name](slots[:, 2]).float() for name in SCENE_ATTRIBUTES}
 
 
 def spoken_labels(said):
@@ -144,7 +164,7 @@ LAST_SHARE = 0.1  # of a batch at t = 999, where content is decided
 OBJECT_WEIGHT = 3.0  # added to the loss where objects are
 
 
-def teacher_stage(folder, text, iterations=6000, batch=32, kinds=("plain",), config=DenoiserConfig(), validate=None, **stage):
+def teacher_stage(folder, encode_text, iterations=6000, batch=32, kinds=("plain",), config=None, validate=None, **stage):
     """The denoiser: v-prediction, text dropped for one sample in ten, every map dropped for four in ten, else each kept with a chance of half."""
     clips = Clips(folder, kinds, ("latents", "depth", "edges", "ids", "rgb"))
     schedule = Schedule()
@@ -152,7 +172,7 @@ def teacher_stage(folder, text, iterations=6000, batch=32, kinds=("plain",), con
     def loss(net, iteration):
         g, rng = generator(31, iteration), np.random.default_rng((31, iteration))
         chosen = torch.randint(len(clips), (batch,), generator=g)
-        x0, cond = clips.arrays["latents"][chosen].float(), conditions(clips, chosen, text, g, rng)
+        x0, cond = clips.arrays["latents"][chosen].float(), conditions(clips, chosen, encode_text, g, rng)
         t = torch.randint(schedule.train_steps, (batch,), generator=g)
         t[: round(batch * LAST_SHARE)] = schedule.train_steps - 1
         eps = torch.randn(x0.shape, generator=g)
@@ -161,7 +181,7 @@ def teacher_stage(folder, text, iterations=6000, batch=32, kinds=("plain",), con
         made = net(x_t.to(kind), t, cond.map(lambda value: value.to(kind))).float()
         return (object_weight(clips.arrays["ids"][chosen]) * (made - v) ** 2).mean()
 
-    return Stage(lambda: Denoiser(config), loss, iterations, 1e-3, batch, validate=validate, **stage)
+    return Stage(lambda: Denoiser(config or DenoiserConfig()), loss, iterations, 1e-3, batch, validate=validate, **stage)
 
 
 def object_weight(ids):
@@ -169,3 +189,107 @@ def object_weight(ids):
     seen = F.max_pool3d(ids[:, None].float() / 255, 4)
     weight = 1 + OBJECT_WEIGHT * F.max_pool3d(seen, (1, 3, 3), 1, (0, 1, 1))
     return weight / weight.mean()
+
+
+# ---- judge
+
+
+def judge_stage(folder, iterations=700, batch=24):
+    """The judge, on what rendered clips look like at 128x128; one clip in 16 is kept for validation."""
+    clips = Clips(folder, ("plain",), ("look",))
+    labels = [shown_labels(told) for told in clips.plots]
+    held = np.arange(0, len(clips), 16)
+    rest = np.setdiff1d(np.arange(len(clips)), held)
+
+    def targets(chosen, swapped=()):
+        rows = [flipped(labels[i]) if flip else labels[i] for i, flip in zip(chosen, swapped or [False] * len(chosen), strict=True)]
+        return {key: torch.tensor([row[key] for row in rows]) for key in rows[0]}
+
+    def loss(net, iteration):
+        rng = np.random.default_rng((41, iteration))
+        chosen, swapped = rng.choice(rest, batch), list(rng.random(batch) < 0.5)
+        pixels = clips.arrays["look"][chosen].permute(0, 1, 4, 2, 3).float() / 127.5 - 1
+        pixels = torch.stack([worn(clip.flip(3) if flip else clip, rng) for clip, flip in zip(pixels, swapped, strict=True)])
+        told, wanted = net(pixels.to(next(net.parameters()).dtype)), targets(chosen, swapped)
+        return sum(F.cross_entropy(logits.float(), wanted[key]) for key, logits in told.items()) / len(told)
+
+    @torch.no_grad()
+    def validate(net, out, iteration):
+        wanted, right = targets(held), {}
+        for at in range(0, len(held), 32):
+            pixels = clips.arrays["look"][held[at : at + 32]].permute(0, 1, 4, 2, 3).float() / 127.5 - 1
+            for key, logits in net(pixels.to(next(net.parameters()).dtype)).items():
+                right.setdefault(key, []).append(logits.argmax(1) == wanted[key][at : at + 32])
+        scores = {f"{name}{slot}": float(torch.cat(hits).float().mean()) for (name, slot), hits in right.items()}
+        return {"mean": round(sum(scores.values()) / len(scores), 4)} | {key: round(value, 3) for key, value in scores.items()}
+
+    return Stage(Judge, loss, iterations, 1e-3, batch, validate=validate, validate_every=100, warmup=100)
+
+
+def shown_labels(told):
+    """{(attribute, slot): class} of everything that is seen; toys stand from left to right in the order of the caption."""
+    slots = {(name, i): ATTRIBUTES[name].index(getattr(toy, name)) for i, toy in enumerate(told.toys) for name in OBJECT_ATTRIBUTES}
+    absent = {(name, 1): len(ATTRIBUTES[name]) for name in OBJECT_ATTRIBUTES}
+    return absent | slots | {(name, 2): ATTRIBUTES[name].index(getattr(told, name)) for name in SCENE_ATTRIBUTES}
+
+
+def flipped(labels):
+    """The labels of the mirrored clip: left is right, and of two objects the order changes."""
+    mirror = {ATTRIBUTES["motion"].index(a): ATTRIBUTES["motion"].index(b) for a, b in (("left", "right"), ("right", "left"))}
+    two = labels["shape", 1] < len(ATTRIBUTES["shape"])
+    swapped = {(name, 1 - slot if two and slot < 2 else slot): value for (name, slot), value in labels.items()}
+    return {key: mirror.get(value, value) if key[0] == "motion" else value for key, value in swapped.items()}
+
+
+def worn(clip, rng):
+    """A clip (F, 3, H, W) as a codec might leave it: a little blurred, noisy, brighter or darker."""
+    if rng.random() < 0.4:
+        size = int(rng.integers(56, 112))
+        clip = F.interpolate(F.interpolate(clip, (size, size), mode="area"), clip.shape[2:], mode="bilinear", align_corners=False)
+    noise = torch.randn(clip.shape, generator=torch.Generator().manual_seed(int(rng.integers(2**31))))
+    return clip * float(rng.uniform(0.92, 1.08)) + float(rng.uniform(-0.04, 0.04)) + noise * float(rng.uniform(0, 0.04))
+
+
+# ---- the order of work
+
+
+def trained(runs, name):
+    """The network of an earlier stage with its averaged weights, for inference. AppError E_NO_CHECKPOINT before that stage has run."""
+    net = {"codec": Codec, "text": Reader, "teacher": Denoiser, "judge": Judge}[name]()
+    net.load_state_dict(averaged_weights(Path(runs) / name)[1])
+    net = net.encoder if name == "text" else net
+    return net.to(torch.float32 if name == "text" else torch.bfloat16).eval().requires_grad_(False)
+
+
+def stage_of(name, runs, **settings):
+    """The Stage called `name`, with what it needs of the stages before it in the folder `runs`."""
+    data = Path(runs) / "data"
+    if name == "codec":
+        return codec_stage(data, **settings)
+    if name == "text":
+        return text_stage(**settings)
+    if name == "judge":
+        return judge_stage(data, **settings)
+    codec, text = trained(runs, "codec"), trained(runs, "text")
+
+    @torch.no_grad()
+    def validate(net, out, iteration):
+        return {"sheet": str(sheet(codec, text, net, out / f"sheet-{iteration:06d}.png"))}
+
+    return teacher_stage(data, text.encode, validate=validate, validate_every=1000, **settings)
+
+
+def prepare(runs, shards):
+    """Renders `shards` (kind=count) and encodes what the codec has not seen yet; yields a line for each shard."""
+    data = Path(runs) / "data"
+    for kind, count in shards.items():
+        for index in render_shards(data, kind, range(count)):
+            yield f"rendered {kind} {index + 1}/{count}"
+    codec = trained(runs, "codec")
+
+    @torch.no_grad()
+    def encode(pixels):
+        return codec.encode(pixels.bfloat16()).float()
+
+    for path in cache_latents(data, encode):
+        yield f"encoded {path.stem}"

@@ -12,8 +12,8 @@ from numbers import Integral
 
 import torch
 
-from videolcm.errors import AppError
-from videolcm.schedule import consistency, guide, per_sample
+from .errors import AppError
+from .schedule import consistency, guide, per_sample
 
 START = 999  # the timestep that every sampler begins at, whatever the number of steps
 

@@ -9,7 +9,7 @@ from numbers import Integral
 
 import torch
 
-from videolcm.errors import AppError
+from .errors import AppError
 
 SOLVER_STEPS = 50  # points of the solver's grid 19, 39 ... 999 that LCM steps are chosen from (VGen and diffusers agree)
 LCM_LIMIT = 8  # more steps than this gain nothing over the grid: use DDIM

@@ -6,6 +6,7 @@ batch, noise and timesteps from generators seeded by the iteration, so a resumed
 
 import copy
 import json
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 
 from .checkpoint import load_checkpoint, save_checkpoint
 from .errors import AppError
-from .optim import HalfCopy, MuonAdamW
+from .optim import HalfCopy, MuonAdamW, update_ema
 
 SAVE_SECONDS = 240
 
@@ -52,6 +53,7 @@ class Stage:
     dtype: torch.dtype = torch.bfloat16
     muon: bool = True  # on the hidden matrices; AdamW on everything otherwise
     with_target: bool = False
+    before: callable = None  # `before(net, iteration)` may change the master's buffers
 
     def rate(self, iteration):
         left = (self.iterations - iteration) / max(1, self.cooldown * self.iterations)
@@ -79,7 +81,7 @@ def train(stage, out, seed=0, resume=False, minutes=None):
             while iteration < stage.iterations:
                 tick = time.monotonic()
                 loss = run.step(iteration)
-                bad = 0 if loss == loss else bad + 1
+                bad = 0 if math.isfinite(loss) else bad + 1
                 if bad == 3:
                     raise AppError("E_NAN", given=3)
                 iteration += 1
@@ -117,6 +119,9 @@ class Run:
 
     def step(self, iteration):
         """One update; a loss that is not a number changes nothing. Returns the loss."""
+        if self.stage.before:
+            self.stage.before(self.net, iteration)
+            self.half.refresh()
         loss = self.stage.loss(*self.nets, iteration)
         if not torch.isfinite(loss):
             self.half.net.zero_grad()
@@ -125,11 +130,7 @@ class Run:
         self.half.take_gradients()
         self.optimiser.step(self.stage.rate(iteration))
         self.half.refresh()
-        with torch.no_grad():
-            rate = min(self.stage.ema, (1 + iteration) / (10 + iteration))
-            torch._foreach_lerp_(list(self.ema.parameters()), list(self.net.parameters()), 1 - rate)
-            for mine, theirs in zip(self.ema.buffers(), self.half.net.buffers(), strict=True):
-                mine.copy_(theirs)
+        update_ema(self.ema, self.net, min(self.stage.ema, (1 + iteration) / (10 + iteration)))
         if self.stage.with_target:
             self.target.refresh()
         return loss.item()
@@ -140,7 +141,6 @@ class Run:
 
     def save(self, out, iteration):
         tensors = {f"net/{k}": v for k, v in self.net.state_dict().items()} | {f"ema/{k}": v for k, v in self.ema.state_dict().items()}
-        tensors |= {f"buffer/{k}": v for k, v in self.half.net.named_buffers()}
         save_checkpoint(out, iteration, tensors | self.optimiser.state(), {"threads": torch.get_num_threads()})
 
     def load(self, out):
@@ -149,8 +149,6 @@ class Run:
         self.ema.load_state_dict(part(tensors, "ema/"))
         self.optimiser.restore(tensors)
         self.half.refresh()
-        for name, value in self.half.net.named_buffers():
-            value.copy_(tensors[f"buffer/{name}"])
         if self.stage.with_target:
             self.target.refresh()
         return iteration

@@ -5,6 +5,7 @@ tag (the standard place, which survives a remux) holds the dict. The file appear
 It knows nothing about models, requests or pages.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -16,7 +17,7 @@ import av
 import numpy as np
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 
-from videolcm.errors import AppError
+from .errors import AppError
 
 ENCODER = {"preset": "veryfast", "crf": "17", "bf": "0"}  # a clip is short: quality over size; no B frames, so that time starts at 0
 TAG = "videolcm"  # the comment is {TAG: settings}
@@ -81,6 +82,8 @@ def require_writable(path):
         if path.is_dir():
             raise IsADirectoryError(path)
         str(path).encode()
+        with contextlib.suppress(FileNotFoundError):
+            path.lstat()
         probe = path.with_name(f".{uuid4().hex}.part")
         probe.touch()
         probe.unlink()

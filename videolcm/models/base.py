@@ -4,6 +4,7 @@ It knows nothing about any network, sampler or file. Shapes and names are those 
 [-1, 1], latents (B, C, f, h, w), context (B, L, D), maps at the clip's own size.
 """
 
+import copy
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
 
@@ -54,11 +55,18 @@ class ModelInfo:
 
 
 class VideoModel(ABC):
-    """A text encoder, an autoencoder and a denoiser behind one face. Subclasses set info, schedule, device and dtype."""
+    """A text encoder, an autoencoder and a denoiser behind one face. Subclasses set info, schedule, device, dtype and denoiser."""
 
     info: ModelInfo
     device: torch.device
     dtype: torch.dtype
+    denoiser: torch.nn.Module  # what distilling trains a copy of
+
+    def with_denoiser(self, net):
+        """This model with another denoising network; everything else is shared."""
+        other = copy.copy(self)
+        other.denoiser = net
+        return other
 
     @abstractmethod
     def encode_text(self, prompts):

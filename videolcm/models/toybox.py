@@ -25,7 +25,7 @@ TOKEN = re.compile(r"[a-z]+")
 
 @dataclass(frozen=True)
 class CodecConfig:
-    latent: int = 24
+    latent: int = 32
     widths: tuple[int, ...] = (64, 128, 256)  # at 1/4, 1/8 and 1/16 of the picture
     encoder_blocks: tuple[int, ...] = (0, 2, 2)
     decoder_blocks: tuple[int, ...] = (2, 3, 3)
@@ -81,17 +81,18 @@ class Mix(nn.Module):
 
 
 class Codec(nn.Module):
-    """Pixels (B, 3, F, H, W), F a multiple of 4, <-> latents (B, 24, F/4, H/16, W/16) of unit variance."""
+    """Pixels (B, 3, F, H, W), F a multiple of 4, <-> latents (B, 32, F/4, H/16, W/16) of unit variance."""
 
     def __init__(self, config=CodecConfig()):
         super().__init__()
         self.config, (a, b, c) = config, config.widths
         e, d = config.encoder_blocks, config.decoder_blocks
         self.stem = nn.Conv2d(48, a, 3, padding=1)
-        blocks = lambda width, count: [Residual(width) for _ in range(count)]  # noqa: E731
+        blocks = lambda width, count: [Residual(width) for _ in range(count)]
         self.encoder = nn.Sequential(*blocks(a, e[0]), Down(a), *blocks(b, e[1]), Down(b), *blocks(c, e[2]))
         self.to_latent = nn.Conv2d(TIME * c, config.latent, 1)
-        self.norm = nn.BatchNorm2d(config.latent, affine=False, momentum=0.02)
+        self.register_buffer("mean", torch.zeros(config.latent, 1, 1))  # of what to_latent gives, measured on whole clips
+        self.register_buffer("std", torch.ones(config.latent, 1, 1))
         self.from_latent = nn.Conv2d(config.latent, TIME * c, 1)
         self.mix = Mix(c)
         self.decoder = nn.Sequential(*blocks(c, d[2]), Up(c), *blocks(b, d[1]), Up(b), *blocks(a, d[0]), nn.SiLU(), nn.Conv2d(a, 48, 3, padding=1))
@@ -101,7 +102,7 @@ class Codec(nn.Module):
         x = F.pixel_unshuffle(pixels.transpose(1, 2).flatten(0, 1), 4)  # (B F, 48, H/4, W/4)
         x = self.encoder(self.stem(channels_last(x)))
         x = self.to_latent(x.unflatten(0, (-1, TIME)).flatten(1, 2))  # (B f, 24, h, w)
-        return self.norm(x).unflatten(0, (len(pixels), -1)).transpose(1, 2)
+        return ((x - self.mean) / self.std).unflatten(0, (len(pixels), -1)).transpose(1, 2)
 
     def decode(self, latents):
         x = self.from_latent(channels_last(latents.transpose(1, 2).flatten(0, 1)))
@@ -110,7 +111,7 @@ class Codec(nn.Module):
         return F.pixel_shuffle(x, 4).unflatten(0, (len(latents), -1)).transpose(1, 2)
 
     def preview(self, latents):
-        """latents (B, 24, f, h, w) -> pixels (B, 3, 4 f, 2 h, 2 w) by one linear map."""
+        """latents (B, 32, f, h, w) -> pixels (B, 3, 4 f, 2 h, 2 w) by one linear map."""
         x = self.preview_map(latents.transpose(1, 2).flatten(0, 1))
         x = F.pixel_shuffle(x.unflatten(1, (TIME, -1)).flatten(0, 1), 2)
         return x.unflatten(0, (len(latents), -1)).transpose(1, 2)
@@ -143,7 +144,7 @@ class TextEncoder(nn.Module):
         self.embed = nn.Embedding(len(config.words) + 2, width)
         self.slots = nn.Parameter(torch.randn(config.slots, width) * 0.02)
         self.places = nn.Parameter(torch.randn(config.length, width) * 0.02)
-        layer = dict(dim_feedforward=4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True)
+        layer = {"dim_feedforward": 4 * width, "dropout": 0.0, "activation": "gelu", "batch_first": True, "norm_first": True}
         self.layers = nn.ModuleList(nn.TransformerEncoderLayer(width, config.heads, **layer) for _ in range(config.depth))
         self.norm = nn.LayerNorm(width)
 
@@ -152,6 +153,9 @@ class TextEncoder(nn.Module):
         room = self.config.length - self.config.slots
         rows = [[self.index.get(word, 1) for word in TOKEN.findall(prompt.lower())][:room] for prompt in prompts]
         return torch.tensor([row + [0] * (room - len(row)) for row in rows], device=self.slots.device)
+
+    def encode(self, prompts):
+        return self(self.tokens(prompts))
 
     def forward(self, tokens):
         x = torch.cat([self.slots.expand(len(tokens), -1, -1), self.embed(tokens)], 1) + self.places
@@ -167,17 +171,17 @@ class TextEncoder(nn.Module):
 
 @dataclass(frozen=True)
 class DenoiserConfig:
-    latent: int = 24
+    latent: int = 32
     context: int = 192
-    width: int = 320
+    width: int = 256
     depth: int = 8
-    heads: int = 5
+    heads: int = 4
     stem: int = 128  # at latent resolution, around the transformer: keeps outlines sharp
     maps: int = 64
 
 
 class Denoiser(nn.Module):
-    """v of x_t (B, 24, f, h, w), h and w even. Convolutions at latent resolution, then a transformer on 2x2 patches and the words."""
+    """v of x_t (B, 32, f, h, w), h and w even. Convolutions at latent resolution, then a transformer on 2x2 patches and the words."""
 
     def __init__(self, config=DenoiserConfig()):
         super().__init__()
@@ -200,7 +204,7 @@ class Denoiser(nn.Module):
         batch, _, f, h, w = x_t.shape
         maps, present = self.stack_maps(x_t, cond)
         emb = self.time(sinusoid(t).to(x_t.dtype)) + self.present(present.to(x_t.dtype))  # (B, width)
-        x = torch.cat([x_t.transpose(1, 2).flatten(0, 1), self.maps(maps)], 1)  # (B f, 24 + 64, h, w)
+        x = torch.cat([x_t.transpose(1, 2).flatten(0, 1), self.maps(maps)], 1)  # (B f, 32 + 64, h, w)
         skip = self.before(self.enter(channels_last(x)), emb)
         tokens = self.patch(F.pixel_unshuffle(skip, 2).flatten(2).transpose(1, 2))  # (B f, hw / 4, width)
         tokens = tokens.reshape(batch, -1, self.config.width) + self.place(places(f, h // 2, w // 2, x_t))
@@ -305,19 +309,17 @@ def places(f, h, w, like):
 
 
 class Toybox(VideoModel):
-    """The embedded world's networks behind the common face. Frames that do not fill the last latent frame are repeated, then cut."""
+    """The embedded world's networks, already on `device` in `dtype`, behind the common face. Missing frames of the last latent are repeated."""
 
     schedule = Schedule()
 
     def __init__(self, info, codec, text, denoiser, device, dtype):
         self.info, self.device, self.dtype = info, torch.device(device), dtype
-        self.codec, self.text, self.denoiser = (net.to(device, dtype).eval().requires_grad_(False) for net in (codec, text, denoiser))
-        for net in (self.codec, self.denoiser):
-            net.to(memory_format=torch.channels_last)
+        self.codec, self.text, self.denoiser = codec, text, denoiser
 
     @torch.no_grad()
     def encode_text(self, prompts):
-        return self.text(self.text.tokens(prompts))
+        return self.text.encode(prompts)
 
     def latent_shape(self, frames, height, width):
         return (self.codec.config.latent, math.ceil(frames / TIME), height // SPACE, width // SPACE)
@@ -338,7 +340,7 @@ class Toybox(VideoModel):
         return ((pixels.float() + 1) * 127.5).clamp(0, 255).byte().permute(1, 2, 3, 0).cpu().numpy()
 
     def denoise(self, x_t, t, cond):
-        v = self.denoiser(x_t.to(self.dtype), t, cond).float()
+        v = self.denoiser(x_t.to(next(self.denoiser.parameters()).dtype), t, cond).float()
         return self.schedule.x0_from_v(x_t.float(), v, t)
 
 

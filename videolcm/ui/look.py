@@ -7,20 +7,41 @@ STYLE = """
 #title h1 { margin: .2rem 0 0; letter-spacing: -.02em; }
 #title p { margin: .2rem 0 0; color: var(--body-text-color-subdued); }
 .stage { position: relative; }
-.stage .preview { position: absolute; inset: 0; z-index: 5; margin: 0; padding: 0; pointer-events: none; border: 0; background: none; }
-.stage .preview:not(:has(img)) { display: none; }
-.stage .preview, .stage .preview > *, .stage .preview .prose { height: 100%; }
-.stage .preview img { width: 100%; height: 100%; margin: 0; object-fit: contain; background: var(--block-background-fill);
-                      border: 1px solid var(--block-border-color); border-radius: var(--block-radius); }
+.stage > .preview { position: absolute; inset: 0; z-index: 5; margin: 0; padding: 0; pointer-events: none; border: 0; background: none; }
+.stage > .preview:not(:has(img)) { display: none; }
+.stage > .preview * { height: 100%; }
+.stage > .preview img { width: 100%; margin: 0; object-fit: contain; background: var(--block-background-fill);
+                        border-radius: var(--block-radius); }
 .stage video { object-fit: contain; }
-.status { min-height: 3.2rem; padding: 0 .2rem; font-size: var(--text-sm); line-height: 1.5; }
+.status { min-height: 3.4rem; padding: 0 .2rem !important; font-size: var(--text-sm); line-height: 1.5; }
 .status p { margin: 0; }
 .status .notice { margin-top: .3rem; color: var(--body-text-color-subdued); }
-.status progress { display: block; width: 100%; height: .35rem; margin: 0 0 .4rem; accent-color: var(--color-accent); }
+.status progress { display: block; width: 100%; height: .3rem; margin: 0 0 .4rem; border: 0; border-radius: .15rem; overflow: hidden;
+                   appearance: none; background: var(--border-color-primary); }
+.status progress::-webkit-progress-bar { background: var(--border-color-primary); }
+.status progress::-webkit-progress-value { background: var(--color-accent); }
+.status progress::-moz-progress-bar { background: var(--color-accent); }
 """
 
 
 def theme():
-    """Calm colours, a plain bundled font."""
-    fonts = (gr.themes.LocalFont("IBM Plex Sans", weights=(400, 600)), "ui-sans-serif", "system-ui", "sans-serif")
-    return gr.themes.Soft(primary_hue="teal", secondary_hue="teal", neutral_hue="slate", radius_size="md", font=fonts)
+    """Calm colours with enough contrast to read, a plain bundled font."""
+    fonts = (gr.themes.LocalFont("IBM Plex Sans", weights=(400, 600, 700)), "ui-sans-serif", "system-ui", "sans-serif")
+    soft = gr.themes.Soft(primary_hue="teal", secondary_hue="teal", neutral_hue="slate", radius_size="md", font=fonts)
+    return soft.set(
+        body_text_color_subdued="*neutral_500",
+        body_text_color_subdued_dark="*neutral_400",
+        block_title_background_fill="none",
+        block_title_background_fill_dark="none",
+        block_title_padding="0",
+        block_title_text_color="*neutral_600",
+        block_title_text_color_dark="*neutral_300",
+        block_title_text_weight="600",
+        block_label_text_color="*neutral_600",
+        block_label_text_color_dark="*neutral_300",
+        block_label_background_fill="*neutral_50",
+        block_label_text_weight="600",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_600",
+        button_primary_background_fill_dark="*primary_700",
+    )

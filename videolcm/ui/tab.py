@@ -1,17 +1,13 @@
-"""One tab of the page: the controls of a task on the left, the clip on the right, and the handler between them.
+"""One tab of the page: the controls of a task on the left, the clip on the right, examples below, and the events between them.
 
-In: a Tab, which is a row of TABS, and the Engine. Out: components in the gr.Blocks that is open, and the task's name in the API.
-What the handler says while it works is in messages.py. It knows nothing about models; what is in range is the Request's to say.
+In: a Tab, which is a row of TABS, and the handler of its task. Out: components in the gr.Blocks that is open, and the task's name in
+the API. It knows nothing about models or clips; what is in range is the Request's to say.
 """
 
-import logging
 from dataclasses import dataclass
-from pathlib import Path
-from uuid import uuid4
 
 import gradio as gr
 
-from videolcm.errors import AppError
 from videolcm.ui import messages
 
 MAX_STEPS, MAX_PROMPT = 8, 512  # as in pipeline.py, which this page is up before
@@ -19,9 +15,7 @@ SIZES = ("256x256", "384x256", "256x384", "384x384", "448x256", "512x512")
 SAMPLERS = (("LCM: 1 to 8 steps", "lcm"), ("DDIM: 50 steps, slow, the reference", "ddim"))
 ROLE_OF = {"lcm": "student", "ddim": "teacher"}
 ROLL = "(randomise, seed) => randomise ? Math.floor(Math.random() * 2147483648) : seed"
-ONE_AT_A_TIME = {"concurrency_id": "device", "concurrency_limit": 1}
-
-log = logging.getLogger(__name__)
+REQUEST = ("prompt", "steps", "seed", "sampler", "frames", "size", "role")  # the handler's parameters, in its order
 
 
 @dataclass(frozen=True)
@@ -45,15 +39,15 @@ TABS = (
             "a small white cone jumps on the grass",
             "a blue cylinder comes closer on a checkerboard at night",
             "a yellow ball bounces on the sand by day",
-            "a shiny purple ball moves in a circle in a studio",
-            "a red cube moves to the right and a small blue ball bounces on the grass",
+            "a shiny purple drum moves in a circle in a studio",
+            "a red cube spins and a small blue ball bounces on the grass",
         ),
     ),
 )
 
 
-def build_tab(tab, engine, folder):
-    """The tab's components and events; clips are written to `folder` and removed once gradio has its copy."""
+def build_tab(tab, handler):
+    """The tab's components and events; `handler` is what handlers.make_handler gave for its task."""
     with gr.Tab(tab.title, id=tab.task):
         with gr.Row():
             with gr.Column(scale=5, min_width=320):
@@ -61,7 +55,7 @@ def build_tab(tab, engine, folder):
             with gr.Column(scale=6, min_width=320):
                 clip, preview, status, settings = build_stage()
         examples = gr.Dataset(components=[controls["prompt"]], samples=[[text] for text in tab.examples], label="Examples, one click each")
-    wire(tab, controls, examples, (clip, settings, status, preview), make_handler(tab.task, engine, folder))
+    wire(tab, controls, examples, (clip, settings, status, preview), handler)
 
 
 def build_controls(tab):
@@ -80,7 +74,7 @@ def build_controls(tab):
         with gr.Row():
             frames = gr.Slider(8, 32, 16, step=1, label="Frames", min_width=140)
             size = gr.Dropdown(SIZES, value="256x256", label="Size", min_width=120)
-    request = {"prompt": prompt, "steps": steps, "seed": seed, "sampler": sampler, "frames": frames, "size": size, "role": role}
+    request = dict(zip(REQUEST, (prompt, steps, seed, sampler, frames, size, role)))
     for component in request.values():
         component.preprocess = as_given
     return {**request, "go": go, "stop": stop, "randomise": randomise}
@@ -108,39 +102,11 @@ def wire(tab, controls, examples, outputs, handler):
     """Events: generate, Enter and examples roll the seed in the browser, then run the handler; Stop cancels it."""
     quiet = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
     prompt, seed, role, (_, _, status, preview) = controls["prompt"], controls["seed"], controls["role"], outputs
+    roll = {"fn": None, "inputs": [controls["randomise"], seed], "outputs": seed, "js": ROLL, **quiet}
+    work = {"fn": handler, "inputs": [controls[name] for name in REQUEST], "outputs": list(outputs)}
+    shared = {"show_progress": "minimal", "show_progress_on": status, "concurrency_id": "device", "concurrency_limit": 1}
+    run = gr.on([controls["go"].click, prompt.submit], **roll).then(**work, **shared, api_name=tab.task)
     filled = examples.click(lambda sample: sample[0], examples, prompt, **quiet)
-    rolled = gr.on([controls["go"].click, prompt.submit, filled.then], None, [controls["randomise"], seed], seed, js=ROLL, **quiet)
-    names = ("prompt", "steps", "seed", "sampler", "frames", "size", "role")
-    inputs = [controls[name] for name in names]
-    run = rolled.then(
-        handler, inputs, list(outputs), api_name=tab.task, show_progress="minimal", show_progress_on=status, **ONE_AT_A_TIME
-    )
-    controls["stop"].click(lambda: (messages.plain("Stopped."), ""), None, [status, preview], cancels=[run], **quiet)
+    run_example = filled.then(**roll).then(**work, **shared, api_visibility="private")
+    controls["stop"].click(lambda: (messages.plain("Stopped."), ""), None, [status, preview], cancels=[run, run_example], **quiet)
     controls["sampler"].input(ROLE_OF.get, controls["sampler"], role, **quiet)
-
-
-def make_handler(task, engine, folder):
-    """The generator behind a tab's button and its API name."""
-
-    def handler(prompt, steps=4, seed=0, sampler="lcm", frames=16, size="256x256", role="student"):
-        """Make a short video clip from a sentence.
-
-        Args:
-            prompt: what to see, 1 to 512 characters.
-            steps: a whole number from 1 to 8; the sampler ddim always takes 50.
-            seed: a whole number from 0 to 2147483647; the same seed gives the same clip.
-            sampler: lcm (few steps) or ddim (the slow reference).
-            frames: a whole number from 8 to 32.
-            size: width x height, multiples of 32 from 128 to 512, like 256x256.
-            role: student or teacher.
-
-        Returns:
-            The clip as an mp4, its settings, a status line as HTML, and a preview as HTML that is empty in the end.
-        """
-        yield from shown(clip_of, task, engine, folder, locals_of(prompt, steps, seed, sampler, frames, size, role))
-
-    return handler
-
-
-def locals_of(prompt, steps, seed, sampler, frames, size, role):
-    return {"prompt": prompt, "steps": steps, "seed": seed, "sampler": sampler, "frames": frames, "size": size, "role": role}

@@ -1,0 +1,75 @@
+"""`python app.py`: arguments -> build_ui() -> launch(). The page is up in seconds; torch and the model are loaded behind it.
+
+It knows nothing about layout or networks. Errors are one line on stderr and exit code 2.
+"""
+
+import contextlib
+import os
+
+with contextlib.suppress(ImportError):
+    import spaces  # noqa: F401  a Space with a shared GPU needs it before anything else
+
+import signal
+import socket
+import sys
+import tempfile
+
+from videolcm.arguments import Parser, exit_code
+from videolcm.errors import AppError
+
+LOCAL = ("127.0.0.1", "localhost", "::1")
+
+
+def read_arguments(argv=None):
+    """Where to listen and for whom. AppError E_NETWORK for listening beyond this machine without a password."""
+    on_a_space = "SPACE_ID" in os.environ
+    parser = Parser(prog="python app.py", description="The VideoLCM page.")
+    parser.add_argument("--host", default="0.0.0.0" if on_a_space else "127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    parser.add_argument("--port", type=int, default=7860, help="default: 7860")
+    parser.add_argument("--listen", action="store_true", help="listen on every address; needs --auth")
+    parser.add_argument("--share", action="store_true", help="a public link by gradio's servers; needs --auth")
+    parser.add_argument("--auth", type=name_and_password, metavar="NAME:PASSWORD", help="ask visitors for these")
+    args = parser.parse_args(argv)
+    args.host = "0.0.0.0" if args.listen else args.host
+    if (args.share or args.host not in LOCAL) and not args.auth and not on_a_space:
+        raise AppError("E_NETWORK")
+    return args
+
+
+def name_and_password(text):
+    """ "ann:secret" as a pair. ValueError if either is empty."""
+    name, _, password = text.partition(":")
+    if not name or not password:
+        raise ValueError(text)
+    return name, password
+
+
+def require_free(host, port):
+    """AppError E_PORT if something else listens there, E_HOST if the address is not this machine's."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except (OSError, OverflowError) as error:
+            raise AppError("E_PORT", given=port) from error
+
+
+def main(argv=None):
+    """Serve until Ctrl-C or SIGTERM."""
+    args = read_arguments(argv)
+    require_free(args.host, args.port)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    with tempfile.TemporaryDirectory(prefix="videolcm-") as folder:
+        os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=os.path.join(folder, "gradio"))
+        from videolcm.ui import Engine, build_ui, launch
+
+        engine = Engine()
+        page = build_ui(engine, folder)
+        launch(page, engine, server_name=args.host, server_port=args.port, share=args.share, auth=args.auth)
+        engine.warm_in_background()
+        page.block_thread()
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

@@ -1,0 +1,64 @@
+"""No network, no telemetry; and FakeModel, whose clips are known: a bright square on dark ground moves two pixels a frame."""
+
+import os
+
+os.environ.update(HF_HUB_OFFLINE="1", GRADIO_ANALYTICS_ENABLED="False")
+
+import time
+
+import pytest
+import torch
+
+from videolcm.models.base import ModelInfo, VideoModel
+from videolcm.schedule import Schedule
+
+WORDS = frozenset("a the red ball rolls to left over snow big cube spins on".split())
+CELL = 8  # pixels per latent
+
+
+def moving_square(shape):
+    """The answer of FakeModel: latents (C, f, h, w) of -0.8 with a square of 0.8 that moves one cell to the right every frame."""
+    x0 = torch.full(shape, -0.8)
+    for f in range(shape[1]):
+        x0[:, f, 4:8, f % (shape[3] - 4) : f % (shape[3] - 4) + 4] = 0.8
+    return x0
+
+
+class FakeModel(VideoModel):
+    """A VideoModel with a known answer: `denoise` says the moving square whatever the noise, `decode` enlarges 8 times."""
+
+    def __init__(self, role="student", delay=0.0, words=WORDS, name="fake"):
+        self.info = ModelInfo(name, role, ("text",), 2.5, 8, "f" * 64, words)
+        self.schedule, self.device, self.dtype = Schedule(), torch.device("cpu"), torch.float32
+        self.delay, self.calls, self.prompts = delay, [], []
+
+    def encode_text(self, prompts):
+        self.prompts.append(list(prompts))
+        return torch.tensor([[[float(len(prompt))]] for prompt in prompts])
+
+    def latent_shape(self, frames, height, width):
+        return (3, frames, height // CELL, width // CELL)
+
+    def encode(self, pixels):
+        return torch.nn.functional.avg_pool3d(pixels, (1, CELL, CELL))
+
+    def decode(self, latents, frames):
+        return latents.repeat_interleave(CELL, 3).repeat_interleave(CELL, 4)[:, :, :frames]
+
+    def preview(self, latents, frames):
+        return ((latents[0, :, :frames] + 1) * 127.5).clamp(0, 255).to(torch.uint8).permute(1, 2, 3, 0).numpy()
+
+    def denoise(self, x_t, t, cond):
+        time.sleep(self.delay)
+        self.calls.append((len(x_t), int(t[0])))
+        return moving_square(x_t.shape[1:]).expand_as(x_t).clone()
+
+
+@pytest.fixture
+def model():
+    return FakeModel()
+
+
+@pytest.fixture
+def teacher():
+    return FakeModel("teacher")

@@ -1,0 +1,99 @@
+"""What can be measured on a clip: here the judge, which tells what a clip of Toybox shows, and how well that matches a prompt.
+
+In: frames uint8 (F, H, W, 3) and what a caption says. Out: shares of attributes that are right. The judge is trained on rendered clips alone
+(pretrain.py), apart from every generator. It knows nothing about models or samplers.
+"""
+
+import json
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .checkpoint import read_weights
+from .world import ATTRIBUTES, OBJECT_ATTRIBUTES, SCENE_ATTRIBUTES
+
+LOOK_FRAMES, LOOK_SIZE = 8, 128  # the judge sees every second of 16 frames at 128x128
+JUDGE = Path(__file__).resolve().parents[1] / "assets" / "toybox"
+
+
+class Judge(nn.Module):
+    """Clips (B, 8, 3, 128, 128) in [-1, 1] -> {(attribute, slot): logits}. Slots 0 and 1: the left and the right object, the
+    second absent where there is one object (the last class); slot 2: the scene."""
+
+    def __init__(self, width=160, layers=3):
+        super().__init__()
+        steps = [(12, 48), (48, 80), (80, 112), (112, width)]  # 64, 32, 16 and 8 cells a side
+        layers_of = lambda a, b, stride: [nn.Conv2d(a, b, 3, stride, 1), nn.GroupNorm(8, b), nn.SiLU()]
+        convolutions = [layers_of(a, b, 2 if i else 1) + layers_of(b, b, 1) for i, (a, b) in enumerate(steps)]
+        self.frame = nn.Sequential(*(layer for group in convolutions for layer in group))
+        self.where = nn.Linear(3, width)
+        self.queries = nn.Parameter(torch.randn(3, width) * 0.02)
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(width, 5, 3 * width, 0.0, "gelu", batch_first=True, norm_first=True) for _ in range(layers)
+        )
+        self.heads = nn.ModuleDict({name: nn.Linear(width, len(values) + (name in OBJECT_ATTRIBUTES)) for name, values in ATTRIBUTES.items()})
+
+    def features(self, clips):
+        """(B, 3, width): what the slots gathered. Also the space of the Frechet distance."""
+        x = self.frame(F.pixel_unshuffle(clips.flatten(0, 1), 2))  # (B F, width, 8, 8)
+        x = x.flatten(2).transpose(1, 2).unflatten(0, (len(clips), -1))  # (B, F, 64, width)
+        frames, cells = x.shape[1:3]
+        axes = [torch.linspace(-1, 1, n, device=x.device) for n in (frames, int(cells**0.5), int(cells**0.5))]
+        grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, 2)  # (F 64, 3)
+        x = x.flatten(1, 2) + self.where(grid.to(x.dtype)).sin()
+        x = torch.cat([self.queries.to(x.dtype).expand(len(x), -1, -1), x], 1)
+        for layer in self.layers:
+            x = layer(x)
+        return x[:, :3]
+
+    def forward(self, clips):
+        slots = self.features(clips).to(next(self.heads.parameters()).dtype)
+        told = {(name, i): self.heads[name](slots[:, i]) for name in OBJECT_ATTRIBUTES for i in (0, 1)}
+        return told | {(name, 2): self.heads[name](slots[:, 2]) for name in SCENE_ATTRIBUTES}
+
+
+def look(frames):
+    """Clips uint8 (B, F, H, W, 3) -> what the judge sees, float (B, 8, 3, 128, 128)."""
+    chosen = torch.from_numpy(np.linspace(0, frames.shape[1] - 1, 2 * LOOK_FRAMES).round().astype(int)[::2])
+    pixels = torch.as_tensor(frames)[:, chosen].permute(0, 1, 4, 2, 3).float() / 127.5 - 1
+    return F.interpolate(pixels.flatten(0, 1), (LOOK_SIZE, LOOK_SIZE), mode="area").unflatten(0, pixels.shape[:2])
+
+
+@lru_cache(maxsize=1)
+def judge():
+    """The shipped judge, float32. AppError E_MODEL_FILE or E_CHECKPOINT where its file is missing or was changed."""
+    manifest = json.loads((JUDGE / "manifest.json").read_text(encoding="utf-8"))
+    entry = manifest["files"]["judge"]
+    net = Judge()
+    net.load_state_dict(read_weights(JUDGE / entry["file"], entry["sha256"]))
+    return net.float().eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def text_match(net, frames, said):
+    """Which of the said attributes a clip shows: {attribute: share right}, and "mean" over all that is said.
+
+    frames uint8 (F, H, W, 3); `said` as a Plot has it: one dict an object, then the scene's. With two objects the better of the two
+    ways round counts.
+    """
+    told = {key: int(logits[0].argmax()) for key, logits in net(look(frames[None])).items()}
+    objects, scene = said[:-1], said[-1]
+    orders = [(0, 1), (1, 0)][: len(objects)]
+    rows = max((judged(told, objects, order) for order in orders), key=lambda rows: np.mean([right for _, right in rows]))
+    rows += [(name, told[name, 2] == ATTRIBUTES[name].index(scene[name])) for name in SCENE_ATTRIBUTES if name in scene]
+    share = {name: float(np.mean([right for row, right in rows if row == name])) for name in dict(rows)}
+    return share | {"mean": float(np.mean([right for _, right in rows]))}
+
+
+def judged(told, objects, order):
+    """[(attribute, right)] of the objects, the first of them looked for in slot order[0]."""
+    return [
+        (name, told[name, slot] == ATTRIBUTES[name].index(wanted[name]))
+        for slot, wanted in zip(order, objects, strict=False)
+        for name in OBJECT_ATTRIBUTES
+        if name in wanted
+    ]

@@ -1,0 +1,64 @@
+"""The page: the only code that imports gradio. `build_ui(engine)` makes it, `launch(page, engine)` serves it.
+
+In: an Engine. Out: a gr.Blocks with one tab per row of TABS, and a server with GET /healthz and GET /readyz beside it. Nothing is
+fetched from elsewhere. It knows nothing about networks, and brings torch in only after the page is up.
+"""
+
+import shutil
+import tempfile
+
+import gradio as gr
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from videolcm.ui.engine import Engine
+from videolcm.ui.handlers import make_handler
+from videolcm.ui.look import STYLE, theme
+from videolcm.ui.tab import TABS, build_tab
+
+__all__ = ["Engine", "build_ui", "launch"]
+
+TITLE = """# VideoLCM
+Type what you want to see: a consistency model makes it a two-second clip in one to eight steps, on this machine."""
+KEEP = (600, 3600)  # seconds between two clean-ups, and until a clip is removed
+MAX_WAITING = 32  # jobs in the queue
+
+
+def build_ui(engine, folder=None):
+    """The page as gr.Blocks. Clips pass through `folder`, a new temporary one if None."""
+    folder = folder or tempfile.mkdtemp(prefix="videolcm-")
+    with gr.Blocks(title="VideoLCM", analytics_enabled=False, delete_cache=KEEP) as page:
+        gr.Markdown(TITLE, elem_id="title")
+        with gr.Tabs():
+            for tab in TABS:
+                build_tab(tab, make_handler(tab.task, engine, folder))
+    return page.queue(max_size=MAX_WAITING)
+
+
+def launch(page, engine, **options):
+    """Serve the page as launch() of gr.Blocks does, with safe settings; `options` (server_name, server_port, auth ...) come on top."""
+    if shutil.which("ffprobe") is None:
+        gr.processing_utils.ffmpeg_installed = lambda: False  # gradio asks for ffmpeg alone, then fails for want of ffprobe
+    settings = {
+        "theme": theme(),
+        "css": STYLE,
+        "footer_links": ["api", "settings"],
+        "run_history": False,
+        "ssr_mode": False,
+        "show_error": True,
+        "max_file_size": "64mb",
+        "enable_monitoring": False,
+        "state_session_capacity": 500,
+        "app_kwargs": {"routes": health(engine)},
+        "prevent_thread_lock": True,
+    }
+    return page.launch(**{**settings, **options})
+
+
+def health(engine):
+    """GET /healthz: the server answers. GET /readyz: 200 once a model is loaded, 503 before."""
+
+    def ready(request):
+        return JSONResponse({"ready": bool(engine.models)}, 200 if engine.models else 503)
+
+    return [Route("/healthz", lambda request: JSONResponse({"ok": True})), Route("/readyz", ready)]

@@ -1,0 +1,67 @@
+"""What the page says while a clip is made: status lines and the preview, as HTML.
+
+In: the engine's events. Out: strings of HTML in which everything that a person wrote is escaped. It knows nothing about gradio.
+"""
+
+import base64
+import html
+import io
+
+from PIL import Image
+
+from videolcm.ui.engine import Loading, Waiting
+
+SENTENCES = {"text": "Reading the prompt", "conditions": "Looking at the video", "denoise": "Step {i} of {n}", "decode": "Decoding the frames"}
+
+
+def plain(text, done=None, notices=()):
+    """A status line; `done` in 0..1 adds a bar, `notices` are lines below."""
+    bar = "" if done is None else f'<progress value="{done:.3f}" max="1" aria-label="progress"></progress>'
+    lines = "".join(f'<p class="notice">{html.escape(notice)}</p>' for notice in notices)
+    return f'<div role="status">{bar}<p>{html.escape(text)}</p>{lines}</div>'
+
+
+def status(event):
+    """An event of Engine.run but the Result as a status line."""
+    if isinstance(event, Loading):
+        return plain(f"Loading the model {event.ref} ...", 0)
+    if isinstance(event, Waiting):
+        return plain(f"Waiting for another clip: {event.seconds:.0f} s", 0)
+    sentence = SENTENCES[event.stage].format(i=event.i, n=event.n)
+    return plain(sentence, part_done(event))
+
+
+def part_done(event):
+    """How much of a clip is done at a Progress, in 0..1: the steps are taken as eight tenths."""
+    before, share = {"text": (0, 0.05), "denoise": (0.05, 0.8), "decode": (0.85, 0.15)}[event.stage]
+    return before + share * event.i / event.n
+
+
+def done(result):
+    """A finished clip's status line: seconds per stage, evaluations, and the notices."""
+    seconds, settings = result.seconds, result.settings
+    stages = [f"{name} {seconds[key]:.2f}" for name, key in named_stages(settings["steps"]) if seconds[key]]
+    text = f"Done in {seconds['total']:.2f} s: {', '.join(stages)} · {result.nfe} network evaluations · seed {settings['seed']}"
+    return plain(text, notices=result.notices)
+
+
+def named_stages(steps):
+    """Stages as people read them, with their keys."""
+    denoise = "1 step" if steps == 1 else f"{steps} steps"
+    return (("text", "text"), ("conditions", "conditions"), (denoise, "denoise"), ("decoding", "decode"), ("writing", "write"))
+
+
+def preview(event):
+    """A frame of the event's preview as HTML, None if it has none: over the steps the frames pass by, so the motion shows too."""
+    frames = getattr(event, "preview", None)
+    if frames is None:
+        return None
+    frame = frames[(len(frames) - 1) * (event.i - 1) // max(event.n - 1, 1)]
+    return f'<img alt="Preview of step {event.i} of {event.n}" decoding="sync" src="{data_url(frame)}">'
+
+
+def data_url(frame):
+    """uint8 (h, w, 3) as a JPEG inside a URL."""
+    buffer = io.BytesIO()
+    Image.fromarray(frame).save(buffer, "JPEG", quality=90)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
