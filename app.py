@@ -9,6 +9,7 @@ import os
 with contextlib.suppress(ImportError):
     import spaces  # noqa: F401  a Space with a shared GPU needs it before anything else
 
+import errno
 import signal
 import socket
 import sys
@@ -25,7 +26,7 @@ def read_arguments(argv=None):
     on_a_space = "SPACE_ID" in os.environ
     parser = Parser(prog="python app.py", description="The VideoLCM page.")
     parser.add_argument("--host", default="0.0.0.0" if on_a_space else "127.0.0.1", help="address to listen on (default: 127.0.0.1)")
-    parser.add_argument("--port", type=int, default=7860, help="default: 7860")
+    parser.add_argument("--port", type=port_number, default=7860, help="default: 7860")
     parser.add_argument("--listen", action="store_true", help="listen on every address; needs --auth")
     parser.add_argument("--share", action="store_true", help="a public link by gradio's servers; needs --auth")
     parser.add_argument("--auth", type=name_and_password, metavar="NAME:PASSWORD", help="ask visitors for these")
@@ -34,6 +35,14 @@ def read_arguments(argv=None):
     if (args.share or args.host not in LOCAL) and not args.auth and not on_a_space:
         raise AppError("E_NETWORK")
     return args
+
+
+def port_number(text):
+    """1..65535. ValueError for anything else."""
+    port = int(text)
+    if not 0 < port < 65536:
+        raise ValueError(text)
+    return port
 
 
 def name_and_password(text):
@@ -45,14 +54,15 @@ def name_and_password(text):
 
 
 def require_free(host, port):
-    """AppError E_PORT if something else listens there, E_HOST if the address is not this machine's."""
+    """AppError E_PORT if something else listens there, E_ARGUMENTS if the address is not this machine's."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except (OSError, OverflowError) as error:
-            raise AppError("E_PORT", given=port) from error
+        except OSError as error:
+            taken = error.errno in (errno.EADDRINUSE, errno.EACCES)
+            raise AppError("E_PORT", given=port) if taken else AppError("E_ARGUMENTS", detail=f"no address {host} here") from error
 
 
 def main(argv=None):
@@ -66,7 +76,8 @@ def main(argv=None):
 
         engine = Engine()
         page = build_ui(engine, folder)
-        launch(page, engine, server_name=args.host, server_port=args.port, share=args.share, auth=args.auth)
+        _, url, public = launch(page, engine, server_name=args.host, server_port=args.port, share=args.share, auth=args.auth, quiet=True)
+        print(f"VideoLCM is at {public or url}", flush=True)
         engine.warm_in_background()
         page.block_thread()
 

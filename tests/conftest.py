@@ -12,7 +12,7 @@ import torch
 from videolcm.models.base import ModelInfo, VideoModel
 from videolcm.schedule import Schedule
 
-WORDS = frozenset("a the red ball rolls to left over snow big cube spins on".split())
+WORDS = frozenset(("a", "the", "red", "ball", "rolls", "to", "left", "over", "snow", "big", "cube", "spins", "on"))
 CELL = 8  # pixels per latent
 
 

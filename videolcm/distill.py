@@ -6,14 +6,16 @@ It knows nothing about what the networks are, nor about sampling.
 """
 
 import copy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from .data import conditions
+from .checkpoint import write_json, write_weights
+from .data import CLIPS_PER_SHARD, Clips, cache_latents, conditions, render_shards
 from .schedule import consistency, guide
-from .training import Stage, generator
+from .training import Stage, averaged_weights, generator
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,27 @@ def distill_stage(teacher, clips, config):
         muon=False,
         with_target=True,
     )
+
+
+def toybox_clips(folder, teacher, report, least=600):
+    """Cached clips of Toybox in `folder`: rendered and encoded first where there are fewer than `least`. `report(line)` hears of it."""
+    shards = -(-least // CLIPS_PER_SHARD)
+    if len(list(Path(folder).glob("latents-plain-*.safetensors"))) < shards:
+        for index in render_shards(folder, "plain", range(shards)):
+            report(f"rendered {index + 1}/{shards}")
+        for path in cache_latents(folder, teacher.encode):
+            report(f"encoded {path.stem}")
+    return Clips(folder, ("plain",), ("latents", "depth", "edges", "ids", "rgb"))
+
+
+def write_student(out, base, teacher, config):
+    """Makes the run folder `out` a model that the door loads: the averaged weights (theta*), and a manifest that names its base."""
+    net = copy.deepcopy(teacher.denoiser)
+    net.load_state_dict(averaged_weights(out)[1])
+    weights = {name: value.half() for name, value in net.state_dict().items()}
+    sha256 = write_weights(Path(out) / "student.safetensors", weights)
+    entry = {"file": "student.safetensors", "sha256": sha256, "config": {"class": type(net).__name__, **asdict(net.config)}}
+    write_json(Path(out) / "manifest.json", {"base": base, "files": {"student": entry}, "distilled": asdict(config)})
 
 
 def consistency_loss(student, target, teacher, schedule, x0, cond, null, w, generator, skip=20, c=1e-3, share_last=0.0):

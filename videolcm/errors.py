@@ -34,6 +34,9 @@ CATALOGUE = {  # code: (what is wrong, what to do)
     "E_PORT": ("Port {given} is taken.", "Choose another with --port."),
     "E_NETWORK": ("Listening beyond this machine needs a password.", "Add --auth NAME:PASSWORD."),
     "E_NUMBER": ("{name} must be {range}, not {given}.", "Choose a value in that range."),
+    "E_STAGE": ("There is no stage called {given}.", "Choose one of: {known}."),
+    "E_DATA": ("There is no training data called {given}.", "Choose toybox."),
+    "E_DONE": ("The run {given} has no iterations left.", "Ask for more with --iterations, or start anew without --resume."),
     "E_NAN": ("Training stopped: the loss was not a number {given} times in a row.", "Lower the learning rate; the last good checkpoint is kept."),
     "E_INTERNAL": ("Something failed that should not.", "Try again; the log has the details."),
 }

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .data import Clips, cache_latents, conditions, frames_of, render_shards
+from .data import CLIPS_PER_SHARD, Clips, cache_latents, conditions, frames_of, render_shards
 from .metrics import Judge
 from .models.toybox import Codec, Denoiser, DenoiserConfig, TextConfig, TextEncoder
 from .schedule import Schedule
-from .shipping import sheet
+from .shipping import ASSETS, sheet, ship
 from .training import Stage, averaged_weights, generator
 from .world import ATTRIBUTES, OBJECT_ATTRIBUTES, SCENE_ATTRIBUTES, plot, vocabulary
 
@@ -164,7 +164,7 @@ LAST_SHARE = 0.1  # of a batch at t = 999, where content is decided
 OBJECT_WEIGHT = 3.0  # added to the loss where objects are
 
 
-def teacher_stage(folder, encode_text, iterations=6000, batch=32, kinds=("plain",), config=None, validate=None, **stage):
+def teacher_stage(folder, encode_text, iterations=6000, batch=16, kinds=("plain",), config=None, validate=None, **stage):
     """The denoiser: v-prediction, text dropped for one sample in ten, every map dropped for four in ten, else each kept with a chance of half."""
     clips = Clips(folder, kinds, ("latents", "depth", "edges", "ids", "rgb"))
     schedule = Schedule()
@@ -279,17 +279,34 @@ def stage_of(name, runs, **settings):
     return teacher_stage(data, text.encode, validate=validate, validate_every=1000, **settings)
 
 
-def prepare(runs, shards):
-    """Renders `shards` (kind=count) and encodes what the codec has not seen yet; yields a line for each shard."""
-    data = Path(runs) / "data"
-    for kind, count in shards.items():
+def prepare(runs, clips, free_share=0.1):
+    """Renders `clips` clips, some of them free scenes, and encodes what the codec has not seen yet; yields a line for each shard.
+
+    Before the codec is trained this renders only; call it again afterwards.
+    """
+    data, shards = Path(runs) / "data", -(-clips // CLIPS_PER_SHARD)
+    for kind, count in (("free", max(6, round(shards * free_share))), ("plain", max(10, shards))):
         for index in render_shards(data, kind, range(count)):
             yield f"rendered {kind} {index + 1}/{count}"
-    codec = trained(runs, "codec")
+    if (Path(runs) / "codec").exists():
+        codec = trained(runs, "codec")
+        for path in cache_latents(data, encoder_of(codec)):
+            yield f"encoded {path.stem}"
+
+
+def encoder_of(codec):
+    """`codec.encode` for uint8-derived float pixels (B, 3, F, H, W), in the codec's own type, without gradients; latents come in float32."""
 
     @torch.no_grad()
     def encode(pixels):
-        return codec.encode(pixels.bfloat16()).float()
+        return codec.encode(pixels.to(codec.stem.weight.dtype)).float()
 
-    for path in cache_latents(data, encode):
-        yield f"encoded {path.stem}"
+    return encode
+
+
+def ship_all(runs, folder=ASSETS / "toybox"):
+    """The averaged weights of every stage that has run -> assets/toybox; the student is put there by `ship_student`."""
+    for name in ("codec", "text", "teacher", "judge"):
+        if (Path(runs) / name).exists():
+            ship(folder, name, trained(runs, name))
+    return folder

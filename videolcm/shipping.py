@@ -15,6 +15,7 @@ from .models.base import ModelInfo
 from .models.toybox import Toybox, config_of
 from .pipeline import Request, generate
 
+ASSETS = Path(__file__).resolve().parents[1] / "assets"
 SHEET_PROMPTS = (
     "a red ball rolls to the left over snow",
     "a big shiny green cube spins on a wooden floor at sunset",

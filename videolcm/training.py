@@ -53,6 +53,7 @@ class Stage:
     dtype: torch.dtype = torch.bfloat16
     muon: bool = True  # on the hidden matrices; AdamW on everything otherwise
     with_target: bool = False
+    compiled: bool = False  # by torch.compile: half as fast again here, needs a C++ compiler, other last bits
     before: callable = None  # `before(net, iteration)` may change the master's buffers
 
     def rate(self, iteration):
@@ -112,7 +113,7 @@ class Run:
         self.half = HalfCopy(net, lambda: copy.deepcopy(net), stage.dtype)
         self.optimiser = MuonAdamW(net, muon=stage.muon)
         self.ema = copy.deepcopy(net).requires_grad_(False)
-        self.nets = [self.half.net]
+        self.nets = [torch.compile(self.half.net) if stage.compiled else self.half.net]
         if stage.with_target:
             self.target = HalfCopy(self.ema, lambda: copy.deepcopy(self.ema), stage.dtype)
             self.nets.append(self.target.net)

@@ -104,29 +104,36 @@ def stage(toys, floor="grass", sky="day", frames=16, seed=0):
 
 
 def place(rng, toys, floor, sky, frames):
-    """Puts toys on their places: one in the middle, two on lanes of their own, tried again until they never touch."""
+    """Puts toys on their places: one in the middle, two on lanes of their own, the first on the left; tried again until they never touch."""
+    gap, solids = -np.inf, None
     for _ in range(200):
-        solids = tuple(solid_of(rng, toy, index, len(toys), frames) for index, toy in enumerate(toys))
-        if len(solids) == 1 or apart(*solids[:2]):
+        lanes = (-0.9, 1.6) if rng.random() < 0.5 else (1.6, -0.9)
+        tried = tuple(solid_of(rng, toy, index, len(toys), lanes[index % 2], frames) for index, toy in enumerate(toys))
+        room = clearance(*tried[:2]) if len(tried) > 1 else np.inf
+        if room > gap:
+            gap, solids = room, tried
+        if gap > 0.1:
             break
     return Scene(solids, floor, sky)
 
 
-def apart(a, b):
-    gap = np.linalg.norm(a.position - b.position, axis=1).min()
-    return gap > 1.15 * (np.hypot(a.scale[0], a.scale[1]) + np.hypot(b.scale[0], b.scale[1]))
+def clearance(a, b):
+    """The smallest distance in metres between two solids over the clip, as their bounding cylinders have it."""
+    apart = np.linalg.norm((a.position - b.position)[:, [0, 2]], axis=1).min()
+    return apart - sum(solid.scale[0] * (2**0.5 if solid.shape == "cube" else 1) for solid in (a, b))
 
 
-def solid_of(rng, toy, index, count, frames):
+def solid_of(rng, toy, index, count, lane, frames):
     half = SIZES[toy.size] * rng.uniform(0.93, 1.07) * (0.85 if count > 1 else 1)
-    scale = np.array({"cylinder": (0.78, 1, 0.78), "cone": (0.95, 1.1, 0.95), "cube": (0.88, 0.88, 0.88)}.get(toy.shape, (1, 1, 1))) * half
+    shape = {"cylinder": (0.78, 1, 0.78), "cone": (0.95, 1.1, 0.95), "cube": (0.88, 0.88, 0.88)}.get(toy.shape, (1, 1, 1))
+    scale = np.array(shape) * half
     if count == 1:
         start = np.array([rng.uniform(-0.7, 0.7), 0, DISTANCE + rng.uniform(-0.5, 0.5)])
     else:
-        start = np.array([(-1, 1)[index] * rng.uniform(0.9, 1.7), 0, DISTANCE + (-0.7, 1.1)[index ^ int(rng.random() < 0.5)]])
+        start = np.array([(-1, 1)[index] * rng.uniform(0.9, 1.7), 0, DISTANCE + lane])
     offset, turn = motion(rng, toy, scale, frames, start)
-    position = start + offset + (0, scale[1], 0)
-    return Solid(toy.shape, scale.astype(np.float32), position.astype(np.float32), turn, np.array(COLOURS[toy.colour]), toy.material == "shiny", index)
+    position = (start + offset + (0, scale[1], 0)).astype(np.float32)
+    return Solid(toy.shape, scale.astype(np.float32), position, turn, np.array(COLOURS[toy.colour]), toy.material == "shiny", index)
 
 
 def motion(rng, toy, scale, frames, start):
@@ -183,7 +190,7 @@ def free_sample(seed, frames=16):
     for index, toy in enumerate(toys):
         kind = str(rng.choice(("figure", "wall", "pillar", "blob", "toy")))
         kinds.append(kind)
-        base = replace(solid_of(rng, toy, 0, 1, frames), group=index)
+        base = replace(solid_of(rng, toy, 0, 1, 0.0, frames), group=index)
         shift = np.array([rng.uniform(-3, 3), 0, rng.uniform(-2.5, 4)], np.float32)
         solids += [replace(part, position=part.position + shift) for part in assemble(rng, kind, base)]
     height = rng.uniform(0.8, 4.5)

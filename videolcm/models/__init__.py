@@ -73,8 +73,10 @@ def load_toybox(name, folder, role, device, dtype):
     """A folder as `pretrain.ship` writes it: manifest.json with configs and sha256, one safetensors file a network."""
     from .toybox import Toybox
 
-    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    parts = {part: network(folder, json.dumps(manifest["files"][part]), device, dtype) for part in ("codec", "text", role)}
+    manifest, places = read_manifest(folder)
+    if role not in places:
+        raise AppError("E_MODEL_FILE", folder=folder.name, given=role)
+    parts = {part: network(places[part], json.dumps(manifest["files"][part]), device, dtype) for part in ("codec", "text", role)}
     info = ModelInfo(
         name=name,
         role=role,
@@ -85,6 +87,17 @@ def load_toybox(name, folder, role, device, dtype):
         words=frozenset(manifest["files"]["text"]["config"]["words"]),
     )
     return Toybox(info, parts["codec"], parts["text"], parts[role], device, dtype)
+
+
+def read_manifest(folder):
+    """(manifest, {part: folder of its file}). What a student folder lacks it has from the base that it names."""
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    places = dict.fromkeys(manifest["files"], folder)
+    if "base" not in manifest:
+        return manifest, places
+    base = manifest["base"]
+    known, behind = read_manifest(SOURCES[base][1] if base in SOURCES else Path(base))
+    return known | manifest | {"files": known["files"] | manifest["files"]}, behind | places
 
 
 @lru_cache(maxsize=8)

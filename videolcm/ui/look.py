@@ -3,13 +3,13 @@
 import gradio as gr
 
 STYLE = """
-.gradio-container { max-width: 1100px !important; margin: 0 auto !important; }
+.gradio-container { width: 100%; max-width: 1100px !important; margin: 0 auto !important; }
 #title h1 { margin: .2rem 0 0; letter-spacing: -.02em; }
 #title p { margin: .2rem 0 0; color: var(--body-text-color-subdued); }
 .stage { position: relative; }
 .stage > .preview { position: absolute; inset: 0; z-index: 5; margin: 0; padding: 0; pointer-events: none; border: 0; background: none; }
 .stage > .preview:not(:has(img)) { display: none; }
-.stage > .preview * { height: 100%; }
+.stage > .preview * { height: 100%; padding: 0; }
 .stage > .preview img { width: 100%; margin: 0; object-fit: contain; background: var(--block-background-fill);
                         border-radius: var(--block-radius); }
 .stage video { object-fit: contain; }
@@ -26,9 +26,11 @@ STYLE = """
 
 def theme():
     """Calm colours with enough contrast to read, a plain bundled font."""
-    fonts = (gr.themes.LocalFont("IBM Plex Sans", weights=(400, 600, 700)), "ui-sans-serif", "system-ui", "sans-serif")
+    # gradio's semi-bold files lack most letters
+    fonts = (gr.themes.LocalFont("IBM Plex Sans", weights=(400, 700)), "ui-sans-serif", "system-ui", "sans-serif")
     soft = gr.themes.Soft(primary_hue="teal", secondary_hue="teal", neutral_hue="slate", radius_size="md", font=fonts)
     return soft.set(
+        background_fill_primary="*neutral_50",  # Soft's own, which set() forgets
         body_text_color_subdued="*neutral_500",
         body_text_color_subdued_dark="*neutral_400",
         block_title_background_fill="none",
@@ -36,12 +38,12 @@ def theme():
         block_title_padding="0",
         block_title_text_color="*neutral_600",
         block_title_text_color_dark="*neutral_300",
-        block_title_text_weight="600",
+        block_title_text_weight="700",
         block_label_text_color="*neutral_600",
         block_label_text_color_dark="*neutral_300",
         block_label_background_fill="*neutral_50",
-        block_label_text_weight="600",
-        button_primary_background_fill="*primary_700",
-        button_primary_background_fill_hover="*primary_600",
+        block_label_text_weight="700",
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
         button_primary_background_fill_dark="*primary_700",
     )

@@ -74,7 +74,7 @@ def build_controls(tab):
         with gr.Row():
             frames = gr.Slider(8, 32, 16, step=1, label="Frames", min_width=140)
             size = gr.Dropdown(SIZES, value="256x256", label="Size", min_width=120)
-    request = dict(zip(REQUEST, (prompt, steps, seed, sampler, frames, size, role)))
+    request = dict(zip(REQUEST, (prompt, steps, seed, sampler, frames, size, role), strict=True))
     for component in request.values():
         component.preprocess = as_given
     return {**request, "go": go, "stop": stop, "randomise": randomise}

@@ -1,0 +1,87 @@
+"""The import arrows of CONTRIBUTING.md, the words that may not be in the code, and what importing the package costs."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+CORE = {"errors", "schedule", "sampling", "checkpoint", "optim", "render", "world", "video", "training", "data", "distill", "pipeline", "metrics"}
+MAY_IMPORT = {
+    "errors": set(),
+    "schedule": {"errors"},
+    "sampling": {"errors", "schedule"},
+    "checkpoint": {"errors"},
+    "video": {"errors"},
+    "optim": set(),
+    "render": {"errors"},
+    "world": {"errors", "render"},
+    "training": {"errors", "checkpoint", "optim"},
+    "data": {"errors", "world", "video", "models"},
+    "distill": {"errors", "models", "data", "schedule", "checkpoint", "training"},
+    "pipeline": {"errors", "models", "sampling", "video"},
+    "metrics": {"errors", "checkpoint", "world"},
+    "arguments": {"errors"},
+    "models": {"errors", "schedule", "checkpoint", "models"},
+}
+HEAVY = {"gradio": ("ui", "app"), "spaces": ("ui", "app"), "diffusers": ("models",), "transformers": ("models", "conditions"), "controlnet_aux": ("conditions",)}
+MODULES = sorted((ROOT / "videolcm").rglob("*.py")) + [ROOT / "app.py"]
+
+
+def room(path):
+    """The module that a file belongs to: its name, or the package's for files in models/ and ui/."""
+    parts = path.relative_to(ROOT).parts
+    return parts[1].removesuffix(".py") if len(parts) > 1 else parts[0].removesuffix(".py")
+
+
+def imports(path):
+    """(top-level package, module of ours or None) of every import in a file."""
+    depth = len(path.relative_to(ROOT).parts) - 1
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name.split(".")[0], (alias.name.split(".") + [None])[1]) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            parts = node.module.split(".") + ([node.names[0].name] if node.module == "videolcm" else [])
+            yield parts[0], (parts + [None])[1]
+        elif isinstance(node, ast.ImportFrom):
+            inside = path.relative_to(ROOT).parts[1 : depth + 1 - node.level]
+            parts = [*inside, *((node.module or "").split(".") if node.module else [node.names[0].name])]
+            yield "videolcm", parts[0]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_down_only(path):
+    here = room(path)
+    for top, ours in imports(path):
+        if top == "videolcm" and ours and here in MAY_IMPORT and ours != here:
+            assert ours in MAY_IMPORT[here], f"{here} imports {ours}"
+        if top in HEAVY:
+            assert here in HEAVY[top], f"{here} imports {top}"
+
+
+def test_every_module_of_the_core_has_its_row():
+    assert set(MAY_IMPORT) >= CORE
+    assert {room(path) for path in MODULES} >= CORE
+
+
+BANNED = {"eval", "exec", "pickle", "load_pickle", "extractall"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_unsafe_is_called(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call):
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            plain = isinstance(node.func, ast.Name)
+            assert not (plain and name in BANNED), name
+            owner = getattr(getattr(node.func, "value", None), "id", "")
+            assert (owner, name) not in {("torch", "load"), ("pickle", "load"), ("pickle", "loads"), ("os", "system")}
+            assert not any(keyword.arg in ("shell", "trust_remote_code") for keyword in node.keywords)
+
+
+def test_importing_the_package_brings_no_page_and_no_diffusers():
+    code = "import sys, videolcm; print(sorted({'gradio', 'spaces', 'diffusers', 'transformers', 'controlnet_aux', 'moviepy'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,177 @@
+"""The page in a real browser: a typed prompt becomes a video element that plays 16 frames that move, and nothing leaves this machine."""
+
+import shutil
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from conftest import FakeModel
+
+from videolcm.ui import Engine, build_ui, launch
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+PATIENCE = 120_000  # milliseconds: a busy machine is no failure
+FRAMES = """async video => {
+    video.pause();
+    const canvas = Object.assign(document.createElement('canvas'), {width: 64, height: 64});
+    const pen = canvas.getContext('2d', {willReadFrequently: true});
+    const seen = [];
+    for (let i = 0; i < 16; i++) {
+        const arrived = new Promise(resolve => video.addEventListener('seeked', resolve, {once: true}));
+        video.currentTime = (i + 0.5) / 8;
+        await arrived;
+        pen.drawImage(video, 0, 0, 64, 64);
+        const pixels = pen.getImageData(0, 0, 64, 64).data;
+        let sum = 0, weight = 0;
+        for (let p = 0; p < 64 * 64; p++) { sum += (p % 64) * (pixels[4 * p] > 128); weight += pixels[4 * p] > 128; }
+        seen.push(sum / weight);
+    }
+    return seen;
+}"""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium, the system's or playwright's own; the tests are skipped where there is neither."""
+    with sync_api.sync_playwright() as playwright:
+        system = shutil.which("chromium") or shutil.which("google-chrome")
+        if not system and not Path(playwright.chromium.executable_path).exists():
+            pytest.skip("no Chromium here: run `playwright install chromium`")
+        chromium = playwright.chromium.launch(executable_path=system, args=ARGUMENTS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def site():
+    """(url, engine) of a page that serves a FakeModel."""
+    engine = Engine(load=lambda ref, role: FakeModel(role, delay=0.05))
+    blocks = build_ui(engine)
+    _, url, _ = launch(blocks, engine, server_name="127.0.0.1", quiet=True)
+    yield url, engine
+    blocks.close()
+
+
+@pytest.fixture
+def page(browser, site):
+    """A new tab on the page. That nothing but this machine was asked for anything, and no script failed, is checked after each test."""
+    tab = browser.new_page(viewport={"width": 1280, "height": 800})
+    tab.set_default_timeout(PATIENCE)
+    asked, failed = [], []
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.on("pageerror", lambda error: failed.append(str(error)))
+    tab.goto(site[0])
+    tab.get_by_label("Prompt").wait_for()
+    yield tab
+    assert {urlsplit(url).hostname for url in asked if urlsplit(url).scheme not in ("data", "blob")} == {"127.0.0.1"}
+    assert not failed
+    tab.close()
+
+
+def generate(page, prompt):
+    """Type a prompt, press Generate."""
+    page.get_by_label("Prompt").fill(prompt)
+    page.get_by_role("button", name="Generate").click()
+
+
+def finished(page):
+    """Wait for the clip; its video element."""
+    page.get_by_text("Done in").wait_for()
+    video = page.locator("video[src]")
+    video.wait_for()
+    return video
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_a_prompt_becomes_a_clip_that_moves(page, tmp_path):
+    generate(page, "a red ball rolls to the left over snow")
+    video = finished(page)
+    video.evaluate("v => v.readyState >= 2 || new Promise(resolve => v.addEventListener('loadeddata', resolve, {once: true}))")
+    wait_for(lambda: video.evaluate("v => !v.paused && v.currentTime > 0"))
+    assert video.evaluate("v => [v.loop, v.videoWidth, v.videoHeight, v.duration]") == [True, 256, 256, 2]
+    places = video.evaluate(FRAMES)
+    assert len(set(places)) == 16 and places == sorted(places)
+    page.screenshot(path=tmp_path / "page.png", full_page=True)
+
+
+def test_previews_come_before_the_clip(page, site):
+    site[1].model("student").delay = 0.5
+    try:
+        generate(page, "a red ball")
+        page.locator('img[alt="Preview of step 2 of 4"]').wait_for()
+        page.get_by_text("Step 3 of 4").wait_for()
+    finally:
+        site[1].model("student").delay = 0.05
+    finished(page)
+    assert page.locator(".stage img[alt^=Preview]").count() == 0
+
+
+def test_enter_and_a_double_click_make_one_clip_each(page, site):
+    prompts = site[1].model("student").prompts
+    before = len(prompts)
+    page.get_by_label("Prompt").fill("the big cube spins")
+    page.get_by_label("Prompt").press("Enter")
+    finished(page)
+    assert len(prompts) == before + 1
+    page.get_by_role("button", name="Generate").dblclick()
+    wait_for(lambda: len(prompts) > before + 1 and not site[1].device.locked())
+    time.sleep(1.5)
+    assert len(prompts) == before + 2
+
+
+def test_stop_stops_and_the_page_goes_on(page, site):
+    model = site[1].model("student")
+    model.delay, model.calls = 0.7, []
+    try:
+        generate(page, "a red ball")
+        page.locator("img[alt^=Preview]").wait_for()
+        page.get_by_role("button", name="Stop").click()
+        page.get_by_text("Stopped.").wait_for()
+        wait_for(lambda: not site[1].device.locked())
+        assert len(model.calls) < 4
+    finally:
+        model.delay = 0.05
+    assert page.locator("img[alt^=Preview]").count() == 0
+    generate(page, "a red ball")
+    finished(page)
+
+
+def test_an_example_runs_in_one_click(page, site):
+    page.get_by_text("a small white cone jumps on the grass").click()
+    finished(page)
+    assert page.get_by_label("Prompt").input_value() == "a small white cone jumps on the grass"
+    assert site[1].model("student").prompts[-1][0] == "a small white cone jumps on the grass"
+    page.get_by_text("does not know: small, white, cone, jumps, grass").wait_for()
+
+
+def test_the_seed_is_rolled_or_kept_and_a_bad_one_refused(page):
+    seed, randomise = page.get_by_label("Seed").first, page.get_by_label("Randomise")
+    generate(page, "a red ball")
+    finished(page)
+    rolled = seed.input_value()
+    assert rolled != "0"
+    page.get_by_text(f"seed {rolled}").wait_for()
+    randomise.uncheck()
+    seed.fill("-3")
+    page.get_by_role("button", name="Generate").click()
+    page.get_by_text("[E_SEED]").first.wait_for()
+    seed.fill("77")
+    page.get_by_role("button", name="Generate").click()
+    page.get_by_text("seed 77").wait_for()
+    assert seed.input_value() == "77"
+
+
+def test_it_fits_a_phone(page):
+    page.set_viewport_size({"width": 390, "height": 844})
+    generate(page, "a red ball")
+    finished(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
