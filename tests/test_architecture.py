@@ -26,7 +26,13 @@ MAY_IMPORT = {
     "arguments": {"errors"},
     "models": {"errors", "schedule", "checkpoint", "models"},
 }
-HEAVY = {"gradio": ("ui", "app"), "spaces": ("ui", "app"), "diffusers": ("models",), "transformers": ("models", "conditions"), "controlnet_aux": ("conditions",)}
+HEAVY = {
+    "gradio": ("ui", "app"),
+    "spaces": ("ui", "app"),
+    "diffusers": ("models",),
+    "transformers": ("models", "conditions"),
+    "controlnet_aux": ("conditions",),
+}
 MODULES = sorted((ROOT / "videolcm").rglob("*.py")) + [ROOT / "app.py"]
 
 

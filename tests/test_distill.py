@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from videolcm.distill import consistency_loss, consistency_pair_loss, pseudo_huber, solver_step
-from videolcm.optim import update_ema
 from videolcm.models.base import Conditions
+from videolcm.optim import update_ema
 from videolcm.schedule import Schedule, consistency
 
 DATA = Path(__file__).parent / "data"

@@ -47,7 +47,12 @@ def render_shard(folder, kind, index):
 
 def stored(clip):
     """A Clip -> the arrays that a shard keeps of it."""
-    return {"frames": clip.frames, "depth": small(disparity(clip.depth)), "edges": small(clip.edges / 255), "ids": small((clip.ids >= 0).astype(np.float32))}
+    return {
+        "frames": clip.frames,
+        "depth": small(disparity(clip.depth)),
+        "edges": small(clip.edges / 255),
+        "ids": small((clip.ids >= 0).astype(np.float32)),
+    }
 
 
 def disparity(depth):

@@ -20,7 +20,10 @@ CATALOGUE = {  # code: (what is wrong, what to do)
     "E_MODEL": ("There is no model called {given}.", "Choose one of: {known}; or give a folder that holds a model."),
     "E_ROLE": ("A model is loaded as student or teacher, not as {given}.", "Choose one of the two."),
     "E_MODEL_FILE": ("The model folder {folder} lacks a usable {given}.", "Fetch the repository again, or train it as CONTRIBUTING.md shows."),
-    "E_CHECKPOINT": ("The file {given} is not what its manifest says: it is damaged or was changed.", "Restore it, or delete it to start from the one before."),
+    "E_CHECKPOINT": (
+        "The file {given} is not what its manifest says: it is damaged or was changed.",
+        "Restore it, or delete it to start from the one before.",
+    ),
     "E_CHECKPOINT_KEYS": ("The weights in {given} do not fit the network: {detail}.", "Use weights made for this network."),
     "E_NO_CHECKPOINT": ("There is nothing to resume in {given}.", "Start without --resume, or name the folder of an earlier run."),
     "E_DEVICE": ("The device {given} cannot be used here.", "Choose one of: {known}."),

@@ -27,8 +27,7 @@ class Judge(nn.Module):
     def __init__(self, width=160, layers=3):
         super().__init__()
         steps = [(12, 48), (48, 80), (80, 112), (112, width)]  # 64, 32, 16 and 8 cells a side
-        layers_of = lambda a, b, stride: [nn.Conv2d(a, b, 3, stride, 1), nn.GroupNorm(8, b), nn.SiLU()]
-        convolutions = [layers_of(a, b, 2 if i else 1) + layers_of(b, b, 1) for i, (a, b) in enumerate(steps)]
+        convolutions = [normed(a, b, 2 if i else 1) + normed(b, b, 1) for i, (a, b) in enumerate(steps)]
         self.frame = nn.Sequential(*(layer for group in convolutions for layer in group))
         self.where = nn.Linear(3, width)
         self.queries = nn.Parameter(torch.randn(3, width) * 0.02)
@@ -54,6 +53,11 @@ class Judge(nn.Module):
         slots = self.features(clips).to(next(self.heads.parameters()).dtype)
         told = {(name, i): self.heads[name](slots[:, i]) for name in OBJECT_ATTRIBUTES for i in (0, 1)}
         return told | {(name, 2): self.heads[name](slots[:, 2]) for name in SCENE_ATTRIBUTES}
+
+
+def normed(a, b, stride):
+    """A convolution from a to b channels, normalised and activated."""
+    return [nn.Conv2d(a, b, 3, stride, 1), nn.GroupNorm(8, b), nn.SiLU()]
 
 
 def look(frames):

@@ -27,7 +27,8 @@ def orthogonal(matrices):
 class MuonAdamW:
     """Muon on the hidden matrices of `net` (convolutions count as matrices of their output channels), AdamW on the rest.
 
-    Without `muon` everything is AdamW's. One learning rate serves both: a Muon update is scaled to the size of an AdamW update (0.2 sqrt(max(rows, columns)), Moonlight).
+    Without `muon` everything is AdamW's. One learning rate serves both: a Muon update is scaled to the size of an AdamW update
+    (0.2 sqrt(max(rows, columns)), Moonlight).
     """
 
     def __init__(self, net, weight_decay=0.01, muon=True):

@@ -131,9 +131,7 @@ def background(camera, floor, sky, height, width):
     shaded = np.where(ground, haze * albedo * ambient + (1 - haze) * rim, behind)
     depth = np.where(on_floor, distance * np.einsum("c,cij->ij", basis[2], rays), np.inf)
     half = slice(0, None, SUPERSAMPLE)
-    return Background(
-        shrink(lit), shrink(shaded), depth[half, half].astype(np.float32), points[:, half, half], rays, basis[2], origin, focal, basis
-    )
+    return Background(shrink(lit), shrink(shaded), depth[half, half].astype(np.float32), points[:, half, half], rays, basis[2], origin, focal, basis)
 
 
 def camera_basis(camera):

@@ -43,6 +43,10 @@ class Residual(nn.Module):
         return x + self.conv2(F.silu(self.conv1(F.silu(x))))
 
 
+def residuals(width, count):
+    return [Residual(width) for _ in range(count)]
+
+
 class Down(nn.Module):
     """Half the size, twice the width; the shortcut folds 2x2 pixels into channels and averages them in pairs (DC-AE, arXiv 2410.10733)."""
 
@@ -88,14 +92,15 @@ class Codec(nn.Module):
         self.config, (a, b, c) = config, config.widths
         e, d = config.encoder_blocks, config.decoder_blocks
         self.stem = nn.Conv2d(48, a, 3, padding=1)
-        blocks = lambda width, count: [Residual(width) for _ in range(count)]
-        self.encoder = nn.Sequential(*blocks(a, e[0]), Down(a), *blocks(b, e[1]), Down(b), *blocks(c, e[2]))
+        self.encoder = nn.Sequential(*residuals(a, e[0]), Down(a), *residuals(b, e[1]), Down(b), *residuals(c, e[2]))
         self.to_latent = nn.Conv2d(TIME * c, config.latent, 1)
         self.register_buffer("mean", torch.zeros(config.latent, 1, 1))  # of what to_latent gives, measured on whole clips
         self.register_buffer("std", torch.ones(config.latent, 1, 1))
         self.from_latent = nn.Conv2d(config.latent, TIME * c, 1)
         self.mix = Mix(c)
-        self.decoder = nn.Sequential(*blocks(c, d[2]), Up(c), *blocks(b, d[1]), Up(b), *blocks(a, d[0]), nn.SiLU(), nn.Conv2d(a, 48, 3, padding=1))
+        self.decoder = nn.Sequential(
+            *residuals(c, d[2]), Up(c), *residuals(b, d[1]), Up(b), *residuals(a, d[0]), nn.SiLU(), nn.Conv2d(a, 48, 3, padding=1)
+        )
         self.preview_map = nn.Conv2d(config.latent, TIME * 12, 1)  # a linear look: 2x2 pixels of each of the 4 frames per latent
 
     def encode(self, pixels):
