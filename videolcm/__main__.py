@@ -11,6 +11,7 @@ from pathlib import Path
 
 from .arguments import Parser, exit_code, number
 from .errors import AppError
+from .measure_verbs import bench_arguments, evaluate_arguments, run_bench, run_evaluate
 from .train_verbs import distill_arguments, pretrain_arguments, run_distill, run_pretrain
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -67,6 +68,8 @@ def run_generate(args):
 VERBS = {  # verb: (what it does, declares its arguments, runs and returns the JSON object)
     "generate": ("make one clip from a prompt", generate_arguments, run_generate),
     "pretrain": ("make what assets/toybox holds, stage by stage", pretrain_arguments, run_pretrain),
+    "evaluate": ("text match over many prompts, by the judge", evaluate_arguments, run_evaluate),
+    "bench": ("speed and size on this machine", bench_arguments, run_bench),
     "distill": ("train a student of a teacher (Sec. 3.2)", distill_arguments, run_distill),
 }
 

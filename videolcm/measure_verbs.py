@@ -1,0 +1,81 @@
+"""The verbs of the command line that measure: evaluate and bench. Their arguments, their progress lines, their JSON.
+
+In: parsed arguments. Out: a table on stderr and a dict for the last line of stdout. What is measured is evaluate.py's and bench.py's.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from .arguments import number
+from .errors import AppError
+
+
+def evaluate_arguments(parser):
+    parser.add_argument("--model", default="toybox", metavar="REF", help="the student and its teacher (default: toybox)")
+    parser.add_argument("--prompts", metavar="FILE", help="JSON lines with prompt, seed and said (default: the held-out ones)")
+    parser.add_argument("--count", type=number, default=100, metavar="N", help="how many of them (default: 100)")
+    parser.add_argument("--steps", default="1,2,4,8", metavar="LIST", help="the student's steps (default: 1,2,4,8)")
+    parser.add_argument("--teacher-steps", default="50", metavar="LIST", help="the teacher's DDIM steps (default: 50)")
+    parser.add_argument("--guidance", type=number, metavar="W", help="the teacher's w (default: its own)")
+
+
+def run_evaluate(args):
+    """The table on stderr; returns its rows."""
+    from dataclasses import replace
+
+    from . import models
+    from .evaluate import evaluate, read_prompts, table
+
+    rows, count = read_prompts(args.prompts), args.count
+    student, teacher = models.load(args.model), models.load(args.model, role="teacher")
+    if args.guidance is not None:
+        teacher.info = replace(teacher.info, guidance=float(args.guidance))
+    found = {}
+    for name, figures in evaluate(student, teacher, rows[:count], steps_of(args.steps, 8), steps_of(args.teacher_steps, 100)):
+        if figures is None:
+            tell(name)
+        else:
+            found[name] = figures
+    tell(table(found))
+    return {"prompts": len(rows[:count]), "rows": found}
+
+
+def bench_arguments(parser):
+    parser.add_argument("--quick", action="store_true", help="the figures of the README, about five minutes (the only kind there is yet)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
+    parser.add_argument("--count", type=number, default=100, metavar="N", help="prompts for the text match, 0 for none (default: 100)")
+
+
+def run_bench(args):
+    """Speed, size, and the text match of 4 steps beside the teacher's; returns the figures."""
+    from . import models
+    from .bench import quick
+    from .evaluate import evaluate, read_prompts, table
+
+    figures = quick(tell)
+    if args.count:
+        rows = read_prompts(count=args.count)
+        student, teacher = models.load("toybox"), models.load("toybox", role="teacher")
+        found = {name: row for name, row in evaluate(student, teacher, rows, (4,), (50,)) if row or tell(name)}
+        tell(table(found))
+        figures["text_match"] = {name: round(row["mean"], 3) for name, row in found.items()}
+    if args.json:
+        try:
+            args.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise AppError("E_OUTPUT", given=args.json) from error
+    return figures
+
+
+def steps_of(text, limit):
+    """ "1,2,4" as (1, 2, 4); "" as (). AppError E_STEPS."""
+    values = [number(part) for part in str(text).split(",") if part]
+    for value in values:
+        if not isinstance(value, int) or not 1 <= value <= limit:
+            raise AppError("E_STEPS", given=value, limit=limit)
+    return tuple(values)
+
+
+def tell(line):
+    print(line, file=sys.stderr, flush=True)
