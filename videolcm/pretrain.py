@@ -255,7 +255,7 @@ def worn(clip, rng):
 
 def trained(runs, name):
     """The network of an earlier stage with its averaged weights, for inference. AppError E_NO_CHECKPOINT before that stage has run."""
-    net = {"codec": Codec, "text": Reader, "teacher": Denoiser, "judge": Judge}[name]()
+    net = {"codec": Codec, "text": Reader, "teacher": Denoiser, "student": Denoiser, "judge": Judge}[name]()
     net.load_state_dict(averaged_weights(Path(runs) / name)[1])
     net = net.encoder if name == "text" else net
     return net.to(torch.float32 if name == "text" else torch.bfloat16).eval().requires_grad_(False)
@@ -305,8 +305,10 @@ def encoder_of(codec):
 
 
 def ship_all(runs, folder=ASSETS / "toybox"):
-    """The averaged weights of every stage that has run -> assets/toybox; the student is put there by `ship_student`."""
-    for name in ("codec", "text", "teacher", "judge"):
+    """-> assets/toybox, and a contact sheet of the student."""
+    for name in ("codec", "text", "teacher", "judge", "student"):
         if (Path(runs) / name).exists():
             ship(folder, name, trained(runs, name))
+    if (Path(runs) / "student").exists():
+        sheet(trained(runs, "codec"), trained(runs, "text"), trained(runs, "student"), folder / "sheet.png", role="student", steps=4)
     return folder
