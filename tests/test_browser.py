@@ -175,3 +175,40 @@ def test_it_fits_a_phone(page):
     generate(page, "a red ball")
     finished(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+CHANGES = """async video => {
+    video.pause();
+    const canvas = Object.assign(document.createElement('canvas'), {width: 128, height: 128});
+    const pen = canvas.getContext('2d', {willReadFrequently: true});
+    const moved = [];
+    let last = null;
+    for (let i = 0; i < 16; i++) {
+        const arrived = new Promise(resolve => video.addEventListener('seeked', resolve, {once: true}));
+        video.currentTime = (i + 0.5) / 8;
+        await arrived;
+        pen.drawImage(video, 0, 0, 128, 128);
+        const pixels = pen.getImageData(0, 0, 128, 128).data;
+        if (last) moved.push(pixels.reduce((sum, value, p) => sum + Math.abs(value - last[p]), 0) / pixels.length);
+        last = pixels;
+    }
+    return moved;
+}"""
+
+
+def test_the_shipped_model_makes_a_clip_that_moves(browser):
+    engine = Engine()
+    blocks = build_ui(engine)
+    _, url, _ = launch(blocks, engine, server_name="127.0.0.1", quiet=True)
+    tab = browser.new_page(viewport={"width": 1280, "height": 800})
+    tab.set_default_timeout(PATIENCE)
+    try:
+        tab.goto(url)
+        generate(tab, "a red ball rolls to the left over snow")
+        video = finished(tab)
+        video.evaluate("v => v.readyState >= 2 || new Promise(resolve => v.addEventListener('loadeddata', resolve, {once: true}))")
+        moved = video.evaluate(CHANGES)
+        assert len(moved) == 15 and min(moved) > 0 and sum(moved) / 15 > 0.2
+    finally:
+        tab.close()
+        blocks.close()

@@ -203,19 +203,22 @@ def pretend(monkeypatch):
     """Tensors without values on a device that is not there: operations on two devices fail as on a real one. Checks of values pass."""
     monkeypatch.setattr(FakeTensor, "any", lambda self: False, raising=False)
     monkeypatch.setattr(FakeTensor, "all", lambda self: True, raising=False)
+    monkeypatch.setattr(FakeTensor, "tolist", lambda self: [999, 499], raising=False)  # of the two timesteps of LCM
     with FakeTensorMode(allow_non_fake_inputs=False):
         yield
 
 
 def fake_toybox(dtype):
-    nets = [net.to("cuda", dtype).eval() for net in (Codec(), TextEncoder(TEXT), Denoiser())]
-    model = Toybox(toybox_info(), *nets, "cuda", dtype)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)  # modules of fake tensors cannot be converted, so they are made as they shall be
+    try:
+        with torch.device("cuda"):
+            nets = [Codec().eval(), TextEncoder(TEXT).eval(), Denoiser().eval()]
+    finally:
+        torch.set_default_dtype(before)
+    model = Toybox(None, *nets, "cuda", dtype)
     model.schedule = Schedule()
     return model
-
-
-def toybox_info():
-    return None
 
 
 def test_the_pretended_device_notices_a_stray_tensor(pretend):
@@ -229,8 +232,10 @@ def test_nothing_strays_from_the_device(pretend, dtype):
     context = torch.zeros(2, 40, 192, device="cuda")
     cond = Conditions(context, *(torch.zeros(2, MAPS[name], 16, 256, 256, device="cuda") for name in MAPS))
     noise = Noise(model.latent_shape(16, 256, 256), (1, 2), model.device)
-    step = next(sample_lcm(guided(model.denoise, context[:1], 2.0), model.schedule, noise, cond, 1))
+    *_, step = sample_lcm(guided(model.denoise, context[:1], 2.0), model.schedule, noise, cond, 2)
+    assert step.i == 2 and step.t == 499
     assert step.x0.device.type == "cuda" and step.x0.shape == (2, 32, 4, 16, 16) and step.x0.dtype == torch.float32
+    assert model.encode_text(["a red ball", ""]).device.type == "cuda"
     assert model.decode(step.x0, 16).device.type == "cuda"
     assert model.encode(torch.zeros(1, 3, 10, 128, 128)).device.type == "cuda"
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .checkpoint import read_weights
+from .errors import AppError
 from .world import ATTRIBUTES, OBJECT_ATTRIBUTES, SCENE_ATTRIBUTES
 
 LOOK_FRAMES, LOOK_SIZE = 8, 128  # the judge sees every second of 16 frames at 128x128
@@ -71,7 +72,9 @@ def look(frames):
 def judge():
     """The shipped judge, float32. AppError E_MODEL_FILE or E_CHECKPOINT where its file is missing or was changed."""
     manifest = json.loads((JUDGE / "manifest.json").read_text(encoding="utf-8"))
-    entry = manifest["files"]["judge"]
+    entry = manifest["files"].get("judge")
+    if entry is None:
+        raise AppError("E_MODEL_FILE", folder=JUDGE.name, given="judge")
     net = Judge()
     net.load_state_dict(read_weights(JUDGE / entry["file"], entry["sha256"]))
     return net.float().eval().requires_grad_(False)

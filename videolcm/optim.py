@@ -8,7 +8,7 @@ import torch
 
 MOMENTUM, NS_STEPS = 0.95, 5
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the Newton-Schulz iteration, Jordan et al. 2024
-TABLES = ("embed", "slots", "places", "table", "leave", "heads")  # matrices by shape only, or outputs: AdamW
+TABLES = ("embed", "slots", "places", "table", "leave", "heads", "gain")  # matrices by shape only, or outputs: AdamW
 
 
 def orthogonal(matrices):

@@ -130,6 +130,7 @@ class Run:
         loss.backward()
         self.half.take_gradients()
         self.optimiser.step(self.stage.rate(iteration))
+        self.net.zero_grad()  # in float32 the network that computes is this one, and its gradients would add up
         self.half.refresh()
         update_ema(self.ema, self.net, min(self.stage.ema, (1 + iteration) / (10 + iteration)))
         if self.stage.with_target:

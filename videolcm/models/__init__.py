@@ -51,18 +51,17 @@ def pick_device(device):
         found = torch.device(device)
     except (RuntimeError, TypeError):
         raise AppError("E_DEVICE", given=device, known=", ".join(known)) from None
-    if found.type not in {name.split(":")[0] for name in known}:
+    if found.type not in {name.split(":")[0] for name in known} or (found.index or 0) >= max(1, len(known) - 1):
         raise AppError("E_DEVICE", given=device, known=", ".join(known))
     return found
 
 
 def pick_dtype(dtype, device):
-    if isinstance(dtype, torch.dtype):
-        return dtype
     if dtype is not None:
-        if dtype not in DTYPES:
+        name = str(dtype).removeprefix("torch.")
+        if name not in DTYPES:
             raise AppError("E_DTYPE", given=dtype, known=", ".join(DTYPES))
-        return DTYPES[dtype]
+        return DTYPES[name]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     # in hardware: others emulate bfloat16, slower than float32
@@ -91,6 +90,8 @@ def load_toybox(name, folder, role, device, dtype):
 
 def read_manifest(folder):
     """(manifest, {part: folder of its file}). What a student folder lacks it has from the base that it names."""
+    if not (folder / "manifest.json").is_file():  # of a base that is gone
+        raise AppError("E_MODEL_FILE", folder=folder.name, given="manifest.json")
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     places = dict.fromkeys(manifest["files"], folder)
     if "base" not in manifest:

@@ -278,6 +278,7 @@ class Block(nn.Module):
         super().__init__()
         self.heads = heads
         self.table = nn.Parameter(torch.zeros(6, width))
+        self.gain = nn.Parameter(torch.full((heads, 1, 1), 1.5))  # queries and keys have unit size; this sharpens
         self.qkv, self.out = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width)
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
@@ -288,7 +289,7 @@ class Block(nn.Module):
 
     def attend(self, x):
         q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, heads, N, width / heads)
-        weights = (rms(q) @ rms(k).transpose(2, 3) * (8 / math.sqrt(q.shape[-1]))).softmax(-1)
+        weights = (rms(q) * (self.gain / math.sqrt(q.shape[-1])) @ rms(k).transpose(2, 3)).softmax(-1)
         return self.out((weights @ v).transpose(1, 2).flatten(2))
 
 

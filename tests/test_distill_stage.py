@@ -1,0 +1,87 @@
+"""The stage that distils, on a tiny teacher and invented clips: who learns, who does not, and that the target is the average."""
+
+import math
+
+import pytest
+import torch
+from tiny import clips, toybox
+
+from videolcm.distill import DistillConfig, distill_stage
+from videolcm.training import Run, train
+
+CONFIG = DistillConfig(iterations=3, batch=2, lr=4e-3, ema=0.4, skips=(20, 100))
+
+
+def weights(net):
+    return {name: value.clone() for name, value in net.state_dict().items()}
+
+
+def same(a, b):
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture
+def teacher():
+    return toybox("teacher")
+
+
+def test_three_iterations_move_the_student_and_not_the_teacher(teacher, tmp_path):
+    before = weights(teacher.denoiser)
+    steps = list(train(distill_stage(teacher, clips(), CONFIG), tmp_path))
+    assert [step.iteration for step in steps] == [1, 2, 3] and all(math.isfinite(step.loss) and step.loss > 0 for step in steps)
+    assert same(weights(teacher.denoiser), before) and all(p.grad is None for p in teacher.denoiser.parameters())
+
+
+def test_the_target_is_the_average_of_the_student(teacher):
+    stage, seen = distill_stage(teacher, clips(), CONFIG), []
+    whole = stage.loss
+
+    def loss(net, target, iteration):
+        seen.append((weights(net), weights(target)))
+        return whole(net, target, iteration)
+
+    stage.loss = loss
+    run = Run(stage, stage.make())
+    for iteration in range(3):
+        run.step(iteration)
+    start = weights(teacher.denoiser)
+    assert same(seen[0][0], start) and same(seen[0][1], start)
+    for iteration in range(2):
+        (_, average), (student, following) = seen[iteration], seen[iteration + 1]
+        rate = min(0.4, (1 + iteration) / (10 + iteration))
+        for name in start:
+            torch.testing.assert_close(following[name], rate * average[name] + (1 - rate) * student[name], rtol=0, atol=1e-6)
+        assert not same(student, seen[iteration][0]) and not same(student, following)
+    assert not any(p.requires_grad or p.grad is not None for p in run.ema.parameters())
+
+
+def test_gradients_of_one_step_do_not_stay_for_the_next(teacher):
+    stage = distill_stage(teacher, clips(), CONFIG)
+    run = Run(stage, stage.make())
+    run.step(0)
+    assert all(p.grad is None for p in run.net.parameters())
+
+
+def test_the_same_seed_gives_the_same_losses_and_another_others(teacher):
+    def losses(**change):
+        stage = distill_stage(teacher, clips(), DistillConfig(**{**vars(CONFIG), **change}))
+        net = stage.make()
+        return [stage.loss(net, teacher.denoiser, i).item() for i in range(3)]
+
+    first = losses()
+    assert first == losses() and len(set(first)) == 3
+    assert losses(seed=1)[0] != first[0]
+    assert losses(guidance=6.0)[0] != first[0]
+    other = losses(skips=(100,))  # phases: 20, 20, 100 of three iterations
+    assert other[0] != first[0] and other[2] == first[2]
+
+
+def test_the_student_starts_as_the_teacher_in_float32_and_computes_in_the_teachers_type():
+    teacher = toybox("teacher", torch.bfloat16)
+    stage = distill_stage(teacher, clips(), CONFIG)
+    run = Run(stage, stage.make())
+    assert next(run.net.parameters()).dtype == torch.float32 and next(run.half.net.parameters()).dtype == torch.bfloat16
+    before = weights(run.half.net)
+    assert same(before, weights(teacher.denoiser))
+    assert math.isfinite(run.step(0)) and not same(weights(run.half.net), before)
+    assert same(weights(run.target.net), {name: value.bfloat16() for name, value in weights(run.ema).items()})

@@ -1,0 +1,178 @@
+"""The training loop on a network of three layers: resuming bit for bit, closing, losses that are not numbers, rates, and Muon's core."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from videolcm.checkpoint import load_checkpoint
+from videolcm.errors import AppError
+from videolcm.optim import MuonAdamW, orthogonal
+from videolcm.training import Run, Stage, averaged_weights, generator, train
+
+
+class Small(nn.Module):
+    """A convolution and two layers, one of them an output, with buffers of both kinds."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.hidden, self.leave = nn.Conv1d(1, 8, 3, padding=1), nn.Linear(48, 16), nn.Linear(16, 2)
+        self.register_buffer("shift", torch.full((6,), 0.5))
+        self.register_buffer("count", torch.tensor(3))
+
+    def forward(self, x):
+        return self.leave(torch.tanh(self.hidden(torch.tanh(self.conv((x + self.shift)[:, None]).flatten(1)))))
+
+
+def stage(bad=(), **settings):
+    """A Stage that learns to copy two of six numbers, with `bad` iterations whose loss is not a number."""
+
+    def loss(net, *rest):
+        target, iteration = rest if len(rest) == 2 else (None, *rest)
+        x = torch.randn(8, 6, generator=generator(1, iteration))
+        half = x.to(net.shift.dtype)
+        error = (net(half).float() - x[:, :2]).square().mean()
+        if target is not None:
+            with torch.no_grad():
+                goal = target(half).float()
+            error = error + (net(half).float() - goal).square().mean()
+        return error * float("nan") if iteration in bad else error
+
+    return Stage(Small, loss, **{"iterations": 7, "lr": 0.02, "batch": 8, "warmup": 3, "dtype": torch.float32, **settings})
+
+
+def snapshot(run):
+    tensors = {**run.net.state_dict(prefix="net."), **run.ema.state_dict(prefix="ema."), **run.optimiser.state()}
+    return {name: value.clone() for name, value in tensors.items()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("with_target", [False, True])
+@pytest.mark.parametrize("muon", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_resumed_run_is_an_undisturbed_one_bit_for_bit(tmp_path, dtype, muon, with_target):
+    settings = {"dtype": dtype, "muon": muon, "with_target": with_target}
+    whole = [step.loss for step in train(stage(**settings), tmp_path / "whole")]
+    first = train(stage(**settings), tmp_path / "parts")
+    losses = [next(first).loss for _ in range(3)]
+    first.close()
+    torch.rand(5)  # the global random source is somewhere else
+    steps = list(train(stage(**settings), tmp_path / "parts", resume=True))
+    assert [step.iteration for step in steps] == [4, 5, 6, 7]
+    assert losses + [step.loss for step in steps] == whole and len(set(whole)) == 7
+    (n, tensors, _), (m, others, _) = load_checkpoint(tmp_path / "whole"), load_checkpoint(tmp_path / "parts")
+    assert n == m == 7 and same(tensors, others)
+    assert any(name.startswith("muon/") for name in tensors) == muon and any(name.startswith("adam/") for name in tensors)
+
+
+def test_the_average_follows_in_the_log_and_on_disk(tmp_path):
+    seen = []
+    validate = lambda net, out, iteration: seen.append(net.state_dict()) or {"at": iteration, "folder": out.name}  # noqa: E731
+    steps = list(train(stage(validate=validate, validate_every=3), tmp_path / "run"))
+    assert [step.figures and step.figures["at"] for step in steps] == [None, None, 3, None, None, 6, 7]
+    iteration, weights = averaged_weights(tmp_path / "run")
+    assert iteration == 7 and same(weights, seen[-1])
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert lines == [step.__dict__ for step in steps]
+
+
+def test_it_learns(tmp_path):
+    for muon in (True, False):
+        losses = [step.loss for step in train(stage(iterations=200, muon=muon, lr=0.01), tmp_path / f"{muon}")]
+        assert sum(losses[-20:]) < 0.7 * sum(losses[:20])
+
+
+def test_closing_saves(tmp_path):
+    running = train(stage(), tmp_path)
+    next(running), next(running)
+    assert not list(tmp_path.glob("step-*"))
+    running.close()
+    assert load_checkpoint(tmp_path)[0] == 2
+
+
+def test_minutes_end_a_run_with_a_checkpoint(tmp_path):
+    steps = list(train(stage(), tmp_path, minutes=1e-9))
+    assert len(steps) == 1 and load_checkpoint(tmp_path)[0] == 1
+
+
+def test_resuming_nothing_is_refused(tmp_path):
+    with pytest.raises(AppError) as error:
+        next(train(stage(), tmp_path, resume=True))
+    assert error.value.code == "E_NO_CHECKPOINT"
+
+
+def test_three_losses_that_are_not_numbers_stop_the_run(tmp_path):
+    done = []
+    with pytest.raises(AppError) as error:
+        for step in train(stage(bad=(2, 3, 4)), tmp_path):
+            done.append(step.iteration)
+    assert error.value.code == "E_NAN" and done == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("bad", [(2,), (2, 3), (1, 2, 4, 5)])
+def test_one_or_two_are_passed_over(tmp_path, bad):
+    steps = list(train(stage(bad=bad), tmp_path))
+    assert [i for i, step in enumerate(steps) if step.loss != step.loss] == list(bad)
+    assert load_checkpoint(tmp_path)[0] == 7
+
+
+@pytest.mark.parametrize("with_target", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_loss_that_is_not_a_number_changes_nothing(dtype, with_target):
+    torch.manual_seed(0)
+    made = stage(bad=(1,), dtype=dtype, with_target=with_target)
+    run = Run(made, made.make())
+    run.step(0)
+    before = snapshot(run)
+    assert run.step(1) != run.step(1)
+    assert same(snapshot(run), before)
+    run.step(2)
+    assert not same(snapshot(run), before)
+
+
+def test_before_changes_what_the_computing_copy_sees():
+    shifts = []
+
+    def before(net, iteration):
+        net.shift.fill_(float(iteration))
+
+    def loss(net, iteration):
+        shifts.append(net.shift.float().mean().item())
+        return net(torch.ones(1, 6, dtype=net.shift.dtype)).float().square().sum()
+
+    made = Stage(Small, loss, 3, 0.01, 1, before=before)
+    run = Run(made, made.make())
+    for iteration in range(3):
+        run.step(iteration)
+    assert shifts == [0, 1, 2] and run.net.count == run.ema.count == 3
+
+
+def test_the_rate_warms_up_stays_and_falls_to_zero():
+    plan = Stage(None, None, 1000, 0.5, 1, warmup=100, cooldown=0.2)
+    assert [plan.rate(i) for i in (0, 49, 99)] == [0.005, 0.25, 0.5]
+    assert {plan.rate(i) for i in range(99, 801)} == {0.5}
+    assert plan.rate(900) == pytest.approx(0.25) and plan.rate(1000) == 0 and 0 < plan.rate(999) < 0.003
+    falling = [plan.rate(i) for i in range(800, 1001)]
+    assert falling == sorted(falling, reverse=True)
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 64), (3, 64, 16), (1, 2, 128)])
+def test_orthogonal_makes_singular_values_near_one_and_keeps_directions(shape):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(3)) * torch.tensor([1e-4, 1, 1e4])[: shape[0], None, None]
+    made = orthogonal(x)
+    values = torch.linalg.svdvals(made)
+    assert made.shape == x.shape and made.dtype == torch.float32
+    assert values.min() > 0.6 and values.max() < 1.3
+    u, _, v = torch.linalg.svd(x, full_matrices=False)
+    assert torch.nn.functional.cosine_similarity(made.flatten(1), (u @ v).flatten(1)).min() > 0.95
+
+
+def test_muon_takes_hidden_matrices_and_adam_the_rest():
+    net = Small()
+    assert set(MuonAdamW(net).momentum) == {"conv.weight", "hidden.weight"}
+    assert set(MuonAdamW(net).rest) == {"conv.bias", "hidden.bias", "leave.weight", "leave.bias"}
+    assert not MuonAdamW(net, muon=False).momentum
