@@ -64,7 +64,8 @@ class MuonAdamW:
     def restore(self, state):
         for name, value in self.momentum.items():
             value.copy_(state[f"muon/{name}"])
-        rows = {i: {key: state[f"adam/{name}/{key}"] for key in ("step", "exp_avg", "exp_avg_sq")} for i, name in enumerate(self.rest)}
+        known = [(i, name) for i, name in enumerate(self.rest) if f"adam/{name}/step" in state]  # none before the first update
+        rows = {i: {key: state[f"adam/{name}/{key}"] for key in ("step", "exp_avg", "exp_avg_sq")} for i, name in known}
         self.adam.load_state_dict({"state": rows, "param_groups": self.adam.state_dict()["param_groups"]})
 
 

@@ -101,7 +101,7 @@ def train(stage, out, seed=0, resume=False, minutes=None):
                 if minutes and now - began > minutes * 60:
                     break
         finally:
-            if bad == 0 and iteration > first:
+            if iteration > first:
                 run.save(out, iteration)
 
 
@@ -119,16 +119,15 @@ class Run:
             self.nets.append(self.target.net)
 
     def step(self, iteration):
-        """One update; a loss that is not a number changes nothing. Returns the loss."""
+        """One update; a loss or a gradient that is not a number changes nothing. Returns the loss, NaN in that case."""
         if self.stage.before:
             self.stage.before(self.net, iteration)
             self.half.refresh()
         loss = self.stage.loss(*self.nets, iteration)
-        if not torch.isfinite(loss):
-            self.half.net.zero_grad()
-            return float("nan")
         loss.backward()
-        self.half.take_gradients()
+        if not torch.isfinite(loss) or not torch.isfinite(self.half.take_gradients()):
+            self.half.net.zero_grad(), self.net.zero_grad()
+            return math.nan
         self.optimiser.step(self.stage.rate(iteration))
         self.net.zero_grad()  # in float32 the network that computes is this one, and its gradients would add up
         self.half.refresh()

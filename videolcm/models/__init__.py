@@ -46,7 +46,7 @@ def load(ref="toybox", role="student", device=None, dtype=None) -> VideoModel:
 def pick_device(device):
     known = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     if device is None:
-        return torch.device(known[-1] if len(known) > 1 else "cpu")
+        return torch.device("cuda" if len(known) > 1 else "cpu")
     try:
         found = torch.device(device)
     except (RuntimeError, TypeError):
