@@ -68,6 +68,11 @@ def look(frames):
     return F.interpolate(pixels.flatten(0, 1), (LOOK_SIZE, LOOK_SIZE), mode="area").unflatten(0, pixels.shape[:2])
 
 
+def has_judge():
+    """Whether assets/toybox holds a judge; until one is trained, text match cannot be measured."""
+    return "judge" in json.loads((JUDGE / "manifest.json").read_text(encoding="utf-8"))["files"]
+
+
 @lru_cache(maxsize=1)
 def judge():
     """The shipped judge, float32. AppError E_MODEL_FILE or E_CHECKPOINT where its file is missing or was changed."""
