@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from videolcm.render import FPS, Camera, Scene, Solid, intersect, render
+from videolcm.render import FPS, Camera, Scene, render
+from videolcm.solids import Solid, intersect
 from videolcm.world import ATTRIBUTES, DISTANCE, SIZES, Toy, free_sample, plot, sample, stage, vocabulary
 
 FACING = np.eye(3, dtype=np.float32)[None]

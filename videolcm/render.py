@@ -10,10 +10,11 @@ from functools import lru_cache
 
 import numpy as np
 
+from .solids import Solid, intersect
+
 FPS = 8
 FLOORS = ("checkerboard", "grass", "sand", "snow", "wood")
 SKIES = ("day", "sunset", "night", "studio")
-SHAPES = ("sphere", "cube", "cylinder", "cone")
 SUPERSAMPLE = 2
 LIGHT_SAMPLES = 10  # of the area light, for the penumbra
 FAR = 60.0  # beyond it the floor has become haze
@@ -27,19 +28,6 @@ class Camera:
     pitch: float = 0.24
     yaw: float = 0.0
     fov: float = 0.87
-
-
-@dataclass(frozen=True)
-class Solid:
-    """One primitive. `scale` holds half extents (3,); `position` (F, 3) and `rotation` (F, 3, 3) its pose in each frame; `colour` linear RGB."""
-
-    shape: str
-    scale: np.ndarray
-    position: np.ndarray
-    rotation: np.ndarray
-    colour: np.ndarray
-    shiny: bool = False
-    group: int = 0  # solids of one group count as one object
 
 
 @dataclass(frozen=True)
@@ -383,96 +371,6 @@ def outline(which, normal):
         line[a] = np.maximum(line[a], changed)
         line[b] = np.maximum(line[b], changed)
     return line
-
-
-# ---- primitives
-
-
-def intersect(solid, frame, origin, direction, surface=False):
-    """Nearest hit of rays with a solid: (t, local normal, second tone); the last two are None unless `surface`. t is inf where a ray misses.
-
-    origin and direction are (3,) or (3, ...) and broadcast; t counts in lengths of `direction`.
-    """
-    rotation, scale = solid.rotation[frame], solid.scale
-    inverse = (rotation / scale).T.astype(np.float32)  # world -> local: R^T then 1 / scale
-    shape = np.broadcast_shapes(np.shape(origin)[1:], np.shape(direction)[1:])
-    o = np.tensordot(inverse, origin - column(solid.position[frame], origin), 1)
-    d = np.tensordot(inverse, direction, 1)
-    o = o.reshape(3, *(1,) * (len(shape) - o.ndim + 1), *o.shape[1:])
-    d = d.reshape(3, *(1,) * (len(shape) - d.ndim + 1), *d.shape[1:])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        t = HITS[solid.shape](o, d)
-        t = np.where(np.isfinite(t) & (t > 1e-3), t, np.inf).astype(np.float32)
-        if not surface:
-            return t, None, None
-        p = o + d * np.where(np.isfinite(t), t, 0)
-    return t, NORMALS[solid.shape](p), PATTERNS[solid.shape](p)
-
-
-def column(vector, like):
-    return np.asarray(vector, np.float32).reshape(3, *(1,) * (np.ndim(like) - 1))
-
-
-def hit_sphere(o, d):
-    a, b, c = (d * d).sum(0), (o * d).sum(0), (o * o).sum(0) - 1
-    return (-b - np.sqrt(b * b - a * c)) / a
-
-
-def hit_cube(o, d):
-    near, far = (-np.sign(d) - o) / d, (np.sign(d) - o) / d
-    enter, leave = near.max(0), far.min(0)
-    return np.where(enter < leave, enter, np.inf)
-
-
-def hit_cylinder(o, d):
-    a, b, c = d[0] ** 2 + d[2] ** 2, o[0] * d[0] + o[2] * d[2], o[0] ** 2 + o[2] ** 2 - 1
-    side = (-b - np.sqrt(b * b - a * c)) / a
-    side = np.where(np.abs(o[1] + side * d[1]) <= 1, side, np.inf)
-    return np.fmin(side, hit_disc(o, d, -np.sign(d[1])))
-
-
-def hit_cone(o, d):
-    h, k = (1 - o[1]) / 2, -d[1] / 2  # radius at height y is (1 - y) / 2
-    a, b, c = d[0] ** 2 + d[2] ** 2 - k * k, o[0] * d[0] + o[2] * d[2] - h * k, o[0] ** 2 + o[2] ** 2 - h * h
-    root = np.sqrt(b * b - a * c)
-    hits = []
-    for t in ((-b - root) / a, (-b + root) / a):
-        y = o[1] + t * d[1]
-        hits.append(np.where((np.abs(y) <= 1) & (t > 1e-3), t, np.inf))
-    return np.fmin(np.fmin(*hits), hit_disc(o, d, np.full_like(d[1], -1)))
-
-
-def hit_disc(o, d, y):
-    t = (y - o[1]) / d[1]
-    return np.where((o[0] + t * d[0]) ** 2 + (o[2] + t * d[2]) ** 2 <= 1, t, np.inf)
-
-
-def normal_cube(p):
-    return np.where(np.abs(p) >= np.abs(p).max(0) - 1e-6, np.sign(p), 0)
-
-
-def normal_cylinder(p):
-    cap = np.abs(p[1]) > 0.999
-    return np.stack([np.where(cap, 0, p[0]), np.where(cap, np.sign(p[1]), 0), np.where(cap, 0, p[2])])
-
-
-def normal_cone(p):
-    base = p[1] < -0.999
-    return np.stack([np.where(base, 0, p[0]), np.where(base, -1, (1 - p[1]) / 4), np.where(base, 0, p[2])])
-
-
-def sectors(p, count):
-    return np.floor(np.arctan2(p[2], p[0]) / (2 * np.pi) * count) % 2
-
-
-HITS = {"sphere": hit_sphere, "cube": hit_cube, "cylinder": hit_cylinder, "cone": hit_cone}
-NORMALS = {"sphere": lambda p: p, "cube": normal_cube, "cylinder": normal_cylinder, "cone": normal_cone}
-PATTERNS = {  # 1 where the darker second tone is, so that rolling and spinning can be seen
-    "sphere": lambda p: (p[0] * p[1] * p[2] > 0).astype(np.float32),
-    "cube": lambda p: (np.sort(np.abs(p), axis=0)[1] < 0.5).astype(np.float32),
-    "cylinder": lambda p: sectors(p, 4),
-    "cone": lambda p: sectors(p, 6),
-}
 
 
 # ---- small arithmetic

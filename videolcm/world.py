@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .render import FLOORS, FPS, SHAPES, SKIES, Camera, Clip, Scene, Solid, render
+from .render import FLOORS, FPS, SKIES, Camera, Clip, Scene, render
+from .solids import SHAPES, Solid
 
 COLOURS = {  # linear RGB
     "red": (0.72, 0.03, 0.03),
