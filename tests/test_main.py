@@ -93,10 +93,13 @@ def test_generate(door, tmp_path, capsys):
 
 
 def test_defaults(door, tmp_path, capsys):
+    from videolcm import models
+
     assert command_line.main(["generate", "a red dragon"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["settings"]["steps"] == 4 and (tmp_path / "clip.mp4").exists()
-    assert "does not know: dragon" in err and door == [("toybox", "student", None, None)]
+    best = models.pick_device(None)
+    assert "does not know: dragon" in err and door == [("toybox", "student", best, models.pick_dtype(None, best))]
 
 
 def test_the_teacher_takes_ddim(door, capsys):

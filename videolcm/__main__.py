@@ -31,7 +31,7 @@ def request_arguments(parser):
     parser.add_argument("--size", default="256x256", metavar="WxH", help="multiples of 32 from 128 to 512 (default: 256x256)")
     parser.add_argument("--video", metavar="IN", help="the video that depth, sketch and inpaint follow")
     parser.add_argument("--mask", metavar="IN", help="the hole that inpaint fills")
-    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: the best there is)")
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: the best there is)")
     parser.add_argument("--dtype", metavar="NAME", help=f"{', '.join(DTYPES)} (default: what suits the device)")
 
 
@@ -100,31 +100,8 @@ def load_model(args):
     """The model that the arguments name."""
     from . import models
 
-    device, dtype = usable_device(args.device), known_dtype(args.dtype)
-    return models.load(args.model, role=args.role, device=device, dtype=dtype)
-
-
-def usable_device(name):
-    """A torch.device that tensors can be put on, None for None. AppError E_DEVICE."""
-    import torch
-
-    if name is None:
-        return None
-    known = ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())] + ["mps"] * torch.backends.mps.is_available()
-    if name not in [*known, *{place.split(":")[0] for place in known}]:
-        raise AppError("E_DEVICE", given=name, known=", ".join(known))
-    return torch.device(name)
-
-
-def known_dtype(name):
-    """A torch.dtype, None for None. AppError E_DTYPE."""
-    import torch
-
-    if name is None:
-        return None
-    if name not in DTYPES:
-        raise AppError("E_DTYPE", given=name, known=", ".join(DTYPES))
-    return getattr(torch, name)
+    device = models.pick_device(args.device)
+    return models.load(args.model, role=args.role, device=device, dtype=models.pick_dtype(args.dtype, device))
 
 
 def watched(events):

@@ -4,7 +4,6 @@ In: the embedded model. Out: a dict of seconds, ratios and mebibytes. The page's
 It knows nothing about quality: evaluate.py does.
 """
 
-import json
 import os
 import platform
 import resource
@@ -134,8 +133,3 @@ def first_page(limit=60):
     finally:
         app.terminate()
         app.wait()
-
-
-def shown(figures):
-    """The figures as indented JSON."""
-    return json.dumps(figures, indent=1)
