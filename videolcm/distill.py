@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .checkpoint import write_json, write_weights
+from .checkpoint import write_json
 from .data import CLIPS_PER_SHARD, Clips, cache_latents, conditions, render_shards
+from .models.toybox import write_network
 from .schedule import consistency, guide
 from .training import Stage, averaged_weights, generator
 
@@ -78,9 +79,7 @@ def write_student(out, base, teacher, config):
     """Makes the run folder `out` a model that the door loads: the averaged weights (theta*), and a manifest that names its base."""
     net = copy.deepcopy(teacher.denoiser)
     net.load_state_dict(averaged_weights(out)[1])
-    weights = {name: value.half() for name, value in net.state_dict().items()}
-    sha256 = write_weights(Path(out) / "student.safetensors", weights)
-    entry = {"file": "student.safetensors", "sha256": sha256, "config": {"class": type(net).__name__, **asdict(net.config)}}
+    entry = write_network(Path(out) / "student.safetensors", net)
     write_json(Path(out) / "manifest.json", {"base": base, "files": {"student": entry}, "distilled": asdict(config)})
 
 

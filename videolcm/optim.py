@@ -1,7 +1,7 @@
 """The training loop's arithmetic that torch lacks: Muon for batches of equal matrices and convolutions, AdamW for the rest, an EMA.
 
 In: a network in float32 with gradients. Out: updated weights, and the optimiser's state as named tensors. torch.optim.Muon (2.9 and later)
-takes 2-D weights only, one by one; grouping equal shapes costs a third of its time here. It knows nothing about losses.
+takes 2-D weights only, one by one; here equal shapes go through as a batch. It knows nothing about losses.
 """
 
 import torch

@@ -12,9 +12,10 @@ from torch import nn
 
 from .data import CLIPS_PER_SHARD, Clips, cache_latents, conditions, frames_of, render_shards
 from .metrics import Judge
+from .models import ASSETS
 from .models.toybox import Codec, Denoiser, DenoiserConfig, TextConfig, TextEncoder
 from .schedule import Schedule
-from .shipping import ASSETS, sheet, ship
+from .shipping import sheet, ship
 from .training import Stage, averaged_weights, generator
 from .world import ATTRIBUTES, OBJECT_ATTRIBUTES, SCENE_ATTRIBUTES, plot, vocabulary
 

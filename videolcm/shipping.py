@@ -10,12 +10,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from .checkpoint import write_json, write_weights
+from .checkpoint import write_json
 from .models.base import ModelInfo
-from .models.toybox import Toybox, config_of
+from .models.toybox import Toybox, write_network
 from .pipeline import Request, generate
 
-ASSETS = Path(__file__).resolve().parents[1] / "assets"
 SHEET_PROMPTS = (
     "a red ball rolls to the left over snow",
     "a big shiny green cube spins on a wooden floor at sunset",
@@ -33,10 +32,7 @@ def ship(folder, part, net, **facts):
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "manifest.json"
     manifest = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"tasks": ["text"], "guidance": 2.0, "fps": 8, "files": {}}
-    weights = {name: value.half() if value.is_floating_point() else value for name, value in net.state_dict().items()}
-    sha256 = write_weights(folder / f"{part}.safetensors", weights)
-    config = config_of(net) if hasattr(net, "config") else {"class": type(net).__name__}
-    manifest["files"][part] = {"file": f"{part}.safetensors", "sha256": sha256, "config": config}
+    manifest["files"][part] = write_network(folder / f"{part}.safetensors", net)
     write_json(path, manifest | facts)
 
 

@@ -53,7 +53,7 @@ class Stage:
     dtype: torch.dtype = torch.bfloat16
     muon: bool = True  # on the hidden matrices; AdamW on everything otherwise
     with_target: bool = False
-    compiled: bool = False  # by torch.compile: half as fast again here, needs a C++ compiler, other last bits
+    compiled: bool = False  # by torch.compile: faster, needs a C++ compiler, other last bits
     before: callable = None  # `before(net, iteration)` may change the master's buffers
 
     def rate(self, iteration):

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..checkpoint import write_weights
 from ..schedule import Schedule
 from .base import VideoModel
 
@@ -351,8 +352,14 @@ class Toybox(VideoModel):
 
 
 def config_of(net):
-    """What rebuilds `net`: the name of its class and its config as plain values."""
-    return {"class": type(net).__name__, **asdict(net.config)}
+    """What rebuilds `net`: the name of its class and its config, where it has one, as plain values."""
+    return {"class": type(net).__name__, **(asdict(net.config) if hasattr(net, "config") else {})}
+
+
+def write_network(path, net):
+    """Writes the weights of `net` as float16 at `path`; returns the manifest's entry, from which the door rebuilds it."""
+    weights = {name: value.half() if value.is_floating_point() else value for name, value in net.state_dict().items()}
+    return {"file": path.name, "sha256": write_weights(path, weights), "config": config_of(net)}
 
 
 def build(config):
