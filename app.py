@@ -72,10 +72,15 @@ def main(argv=None):
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with tempfile.TemporaryDirectory(prefix="videolcm-") as folder:
         os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=os.path.join(folder, "gradio"))
+        from videolcm.jobs import Jobs
+        from videolcm.lease import Lease
         from videolcm.ui import Engine, build_ui, launch
+        from videolcm.ui.distil_handlers import guard_of
 
-        engine = Engine()
-        page = build_ui(engine, folder)
+        jobs = Jobs()
+        engine = Engine(lease=Lease(jobs.folder))
+        guard = guard_of(os.environ, public=args.share or args.host not in LOCAL)
+        page = build_ui(engine, folder, (jobs, guard, {"toybox": "toybox"}))
         _, url, public = launch(page, engine, server_name=args.host, server_port=args.port, share=args.share, auth=args.auth, quiet=True)
         print(f"VideoLCM is at {public or url}", flush=True)
         engine.warm_in_background()

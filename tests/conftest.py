@@ -4,12 +4,15 @@ import os
 
 os.environ.update(HF_HUB_OFFLINE="1", GRADIO_ANALYTICS_ENABLED="False")
 
+import tempfile
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 
-from videolcm.models.base import ModelInfo, VideoModel
+from videolcm import footage
+from videolcm.models.base import TASKS, ModelInfo, VideoModel
 from videolcm.schedule import Schedule
 
 WORDS = frozenset(("a", "the", "red", "ball", "rolls", "to", "left", "over", "snow", "big", "cube", "spins", "on"))
@@ -25,10 +28,13 @@ def moving_square(shape):
 
 
 class FakeModel(VideoModel):
-    """A VideoModel with a known answer: `denoise` says the moving square whatever the noise, `decode` enlarges 8 times."""
+    """A VideoModel with a known answer: `denoise` says the moving square whatever the noise, `decode` enlarges 8 times.
 
-    def __init__(self, role="student", delay=0.0, words=WORDS, name="fake"):
-        self.info = ModelInfo(name, role, ("text",), 2.5, 8, "f" * 64, words)
+    Where it has maps its answer is them: red is the depth, green the sketch, blue what is kept around a hole.
+    """
+
+    def __init__(self, role="student", delay=0.0, words=WORDS, name="fake", tasks=TASKS):
+        self.info = ModelInfo(name, role, tasks, 2.5, 8, "f" * 64, words)
         self.schedule, self.device, self.dtype = Schedule(), torch.device("cpu"), torch.float32
         self.delay, self.calls, self.prompts = delay, [], []
 
@@ -51,7 +57,11 @@ class FakeModel(VideoModel):
     def denoise(self, x_t, t, cond):
         time.sleep(self.delay)
         self.calls.append((len(x_t), int(t[0])))
-        return moving_square(x_t.shape[1:]).expand_as(x_t).clone()
+        x0 = moving_square(x_t.shape[1:]).expand_as(x_t).clone()
+        for channel, found in enumerate((cond.depth, cond.sketch, cond.masked)):
+            if found is not None:
+                x0[:, channel] = self.encode(2 * found[:, -1:] - 1)[:, 0]
+        return x0
 
 
 @pytest.fixture
@@ -62,3 +72,23 @@ def model():
 @pytest.fixture
 def teacher():
     return FakeModel("teacher")
+
+
+@pytest.fixture
+def light(monkeypatch):
+    """Sketches by canny, which needs no network, where nobody chose."""
+    from videolcm.conditions import EXTRACTORS
+
+    for name in ("hed", "hed-fast", "pidinet"):
+        monkeypatch.delitem(EXTRACTORS, name)
+
+
+@pytest.fixture
+def tidy(tmp_path, monkeypatch):
+    """A temporary folder of the test's own, which must be empty afterwards; and time enough on a busy machine."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    monkeypatch.setattr(footage, "LIMITS", replace(footage.LIMITS, wall=600.0))
+    yield folder
+    assert not list(folder.iterdir())

@@ -7,6 +7,8 @@ from urllib.parse import urlsplit
 
 import pytest
 from conftest import FakeModel
+from media import make
+from test_uploads import depth_video, textured
 
 from videolcm.ui import Engine, build_ui, launch
 
@@ -31,6 +33,24 @@ FRAMES = """async video => {
     }
     return seen;
 }"""
+CHANGES = """async video => {
+    video.pause();
+    const canvas = Object.assign(document.createElement('canvas'), {width: 128, height: 128});
+    const pen = canvas.getContext('2d', {willReadFrequently: true});
+    const moved = [];
+    let last = null;
+    for (let i = 0; i < 16; i++) {
+        const arrived = new Promise(resolve => video.addEventListener('seeked', resolve, {once: true}));
+        video.currentTime = (i + 0.5) / 8;
+        await arrived;
+        pen.drawImage(video, 0, 0, 128, 128);
+        const pixels = pen.getImageData(0, 0, 128, 128).data;
+        if (last) moved.push(pixels.reduce((sum, value, p) => sum + Math.abs(value - last[p]), 0) / pixels.length);
+        last = pixels;
+    }
+    return moved;
+}"""
+BRUSH_IS_THERE = """() => [...document.querySelectorAll('.painting button')].some(b => b.getAttribute('aria-label') === 'Brush Size')"""
 
 
 @pytest.fixture(scope="module")
@@ -77,10 +97,18 @@ def generate(page, prompt):
     page.get_by_role("button", name="Generate").click()
 
 
+def opened(page, title):
+    """Open a tab; what is in it."""
+    page.get_by_role("tab", name=title).click()
+    pane = page.get_by_role("tabpanel").filter(has=page.get_by_role("button", name="Generate")).filter(visible=True)
+    pane.get_by_label("Prompt").wait_for()
+    return pane
+
+
 def finished(page):
     """Wait for the clip; its video element."""
     page.get_by_text("Done in").wait_for()
-    video = page.locator("video[src]")
+    video = page.locator(".clip video[src]")
     video.wait_for()
     return video
 
@@ -170,30 +198,69 @@ def test_the_seed_is_rolled_or_kept_and_a_bad_one_refused(page):
     assert seed.input_value() == "77"
 
 
+@pytest.mark.parametrize("title", ["Depth", "Sketch"])
+def test_a_video_is_followed_and_its_map_shown(page, tmp_path, title):
+    pane = opened(page, title)
+    pane.locator("input[type=file]").set_input_files(make(tmp_path / "map.mp4", depth_video(16, 256, 256)))
+    pane.locator(".upload video").wait_for()
+    if title == "Sketch":
+        pane.get_by_label("How the sketch is found").click()
+        page.get_by_text("Canny: every sharp edge").click()
+    generate(pane, "a red ball")
+    video, followed = finished(pane), pane.locator(".followed video[src]")
+    followed.wait_for()
+    assert followed.evaluate("v => [v.loop, v.videoWidth, v.videoHeight]") == [True, 256, 256]
+    assert len(set(video.evaluate(FRAMES))) == 16 if title == "Depth" else min(followed.evaluate(CHANGES)) > 0
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1280
+
+
+def test_a_painted_hole_is_replaced(page, site, tmp_path):
+    pane = opened(page, "Inpaint")
+    pane.locator("input[type=file]").first.set_input_files(make(tmp_path / "grain.mp4", textured(16, 256, 256)))
+    page.wait_for_function(BRUSH_IS_THERE)
+    box = pane.locator(".painting canvas").first.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+    def preview_of_a_stroke():
+        page.mouse.move(x - 40, y)
+        page.mouse.down()
+        for i in range(10):
+            page.mouse.move(x - 40 + 8 * i, y)
+            time.sleep(0.06)
+        page.mouse.up()
+        time.sleep(0.5)
+        pane.get_by_role("button", name="Preview mask").click()
+        try:
+            pane.get_by_text("What is red will be replaced.").wait_for(timeout=PATIENCE / 8)
+        except sync_api.TimeoutError:
+            return False
+        return True
+
+    assert any(preview_of_a_stroke() for _ in range(8))  # a stroke before the editor is ready is lost
+    pane.locator(".followed video[src]").wait_for()
+    made = site[1].model("student").prompts
+    for _ in range(2):  # what was painted is there for the next clip too
+        before = len(made)
+        generate(pane, "a red ball")
+        wait_for(lambda before=before: len(made) > before and not site[1].device.locked())
+        finished(pane)
+    pane.get_by_text("Settings of this clip").click()
+    pane.get_by_text('"inpaint"').wait_for()
+    page.screenshot(path=tmp_path / "inpaint.png", full_page=True)
+
+
+def test_an_example_of_a_video_runs_in_one_click(page, site):
+    pane = opened(page, "Inpaint")
+    pane.get_by_text("a big blue ball rolls to the right on a checkerboard by day").click()
+    finished(pane)
+    assert site[1].model("student").prompts[-1][0] == "a big blue ball rolls to the right on a checkerboard by day"
+
+
 def test_it_fits_a_phone(page):
     page.set_viewport_size({"width": 390, "height": 844})
     generate(page, "a red ball")
     finished(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
-
-
-CHANGES = """async video => {
-    video.pause();
-    const canvas = Object.assign(document.createElement('canvas'), {width: 128, height: 128});
-    const pen = canvas.getContext('2d', {willReadFrequently: true});
-    const moved = [];
-    let last = null;
-    for (let i = 0; i < 16; i++) {
-        const arrived = new Promise(resolve => video.addEventListener('seeked', resolve, {once: true}));
-        video.currentTime = (i + 0.5) / 8;
-        await arrived;
-        pen.drawImage(video, 0, 0, 128, 128);
-        const pixels = pen.getImageData(0, 0, 128, 128).data;
-        if (last) moved.push(pixels.reduce((sum, value, p) => sum + Math.abs(value - last[p]), 0) / pixels.length);
-        last = pixels;
-    }
-    return moved;
-}"""
 
 
 def test_the_shipped_model_makes_a_clip_that_moves(browser):

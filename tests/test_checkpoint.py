@@ -1,11 +1,17 @@
 """What is on disk is whole or not there: damaged bytes, leftovers, writes that fail."""
 
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from tiny import randn
 
 from videolcm import checkpoint
-from videolcm.checkpoint import KEEP, load_checkpoint, read_weights, save_checkpoint, write_atomic, write_json, write_weights
+from videolcm.checkpoint import KEEP, load_checkpoint, read_weights, remove_leftovers, save_checkpoint, write_atomic, write_json, write_weights
 from videolcm.errors import AppError
 
 
@@ -52,6 +58,9 @@ def test_leftovers_are_removed(tmp_path):
     save(tmp_path, 1)
     (tmp_path / ".step-00000002.safetensors.77.tmp").write_bytes(b"half")
     (tmp_path / "log.jsonl").write_text("{}\n")
+    (tmp_path / ".tmpA1b2C3").write_bytes(b"safetensors' own")
+    (tmp_path / "step-00000002.safetensors").write_bytes(b"weights whose manifest was never written")
+    remove_leftovers(tmp_path)
     assert load_checkpoint(tmp_path)[0] == 1
     assert names(tmp_path) == ["log.jsonl", "step-00000001.json", "step-00000001.safetensors"]
 
@@ -85,21 +94,54 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path):
         assert temporary.exists() and temporary.parent == tmp_path
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"):
-        write_atomic(path, broken)
+    assert "value.json" in refused("E_DISK", write_atomic, path, broken)
     assert path.read_bytes() == before and names(tmp_path) == ["value.json"]
 
 
-@pytest.mark.parametrize("fails", ["save_file", "write_json"])
-def test_a_save_that_fails_leaves_the_checkpoint_before(tmp_path, monkeypatch, fails):
-    def broken(*arguments):
+@pytest.mark.parametrize("owner, name", [("checkpoint", "save_file"), ("os", "fsync"), ("os", "replace"), ("Path", "write_text")])
+def test_a_save_that_fails_leaves_the_checkpoint_before(tmp_path, monkeypatch, owner, name):
+    def broken(*arguments, **named):
         raise OSError("disk full")
 
     save(tmp_path, 1)
-    monkeypatch.setattr(checkpoint, fails, broken)
-    with pytest.raises(OSError, match="disk full"):
-        save(tmp_path, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr({"checkpoint": checkpoint, "os": os, "Path": Path}[owner], name, broken)
+        refused("E_DISK", save, tmp_path, 2)
     assert load_checkpoint(tmp_path)[0] == 1 and not list(tmp_path.glob(".*"))
+    save(tmp_path, 2)
+    assert load_checkpoint(tmp_path)[0] == 2
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="no limit on the size of files here")
+def test_a_disk_that_is_really_full(tmp_path):
+    """A limit on the size of files, which writes meet as they meet a full disk."""
+    code = """
+import resource, signal, sys, torch
+from videolcm.checkpoint import save_checkpoint
+save_checkpoint(sys.argv[1], 1, {"w": torch.zeros(9)}, {})
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+save_checkpoint(sys.argv[1], 2, {"w": torch.zeros(9999)}, {})
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
+    assert "[E_DISK] The disk is full" in done.stderr
+    remove_leftovers(tmp_path)
+    assert load_checkpoint(tmp_path)[0] == 1 and len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", "{}", '{"step": 1, "sha256": "x", "state": {}}', '{"step": "2", "sha256": 0, "state": {}}', "\x00\xff"]
+)
+def test_a_broken_manifest_is_passed_over_and_said(tmp_path, caplog, text):
+    save(tmp_path, 1, 2)
+    (tmp_path / "step-00000002.json").write_text(text)
+    assert load_checkpoint(tmp_path)[0] == 1
+    assert "step-00000002 is damaged" in caplog.text
+
+
+def test_a_run_that_starts_anew_drops_the_later_checkpoints_of_another(tmp_path):
+    save(tmp_path, 50, 60, 10)
+    assert load_checkpoint(tmp_path)[0] == 10 and len(list(tmp_path.iterdir())) == 2
 
 
 def test_weights_are_read_only_with_their_sha256(tmp_path):

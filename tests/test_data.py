@@ -7,7 +7,20 @@ from safetensors.numpy import load_file
 from tiny import clips
 
 from videolcm import data
-from videolcm.data import Clips, bent, cache_latents, conditions, disparity, masked_picture, object_box, random_box, render_shard, shard_path, small
+from videolcm.data import (
+    Clips,
+    bent,
+    cache_latents,
+    conditions,
+    disparity,
+    drawn,
+    masked_picture,
+    object_box,
+    random_box,
+    render_shard,
+    shard_path,
+    small,
+)
 from videolcm.world import SHAPE_WORDS, free_sample, plot, sample
 
 
@@ -25,7 +38,8 @@ def shards(tmp_path_factory):
 
 
 def encode(pixels):
-    return torch.nn.functional.avg_pool3d(pixels, (4, 16, 16))
+    """Means of 16x16 pixels, lying in memory as the real encoder's answer does: channels last."""
+    return torch.nn.functional.avg_pool3d(pixels, (4, 16, 16)).movedim(1, -1).contiguous().movedim(-1, 1)
 
 
 # ---- maps
@@ -138,6 +152,14 @@ def test_bending_keeps_the_ends_and_the_order():
     assert (made.flatten(1).diff(dim=1) > 0).all()
     power = made.flatten(1)[:, 128].log() / np.log(128 / 255)
     assert 0.6 <= power.min() < 0.8 and 1.4 < power.max() <= 1.6
+
+
+def test_outlines_stay_or_get_thicker_or_soft():
+    line = torch.zeros(60, 1, 1, 9, 9)
+    line[..., 4] = 1
+    made = drawn(line, torch.Generator().manual_seed(0))[:, 0, 0, 4]  # (60, 9): across the line
+    kinds = {tuple(row.mul(3).round().int().tolist()) for row in made}
+    assert kinds == {(0, 0, 0, 0, 3, 0, 0, 0, 0), (0, 0, 0, 3, 3, 3, 0, 0, 0), (0, 0, 1, 2, 3, 2, 1, 0, 0)}
 
 
 def test_the_hole_is_zero_and_the_fourth_channel_says_where():

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 from conftest import FakeModel
+from media import corners, make
 
 from videolcm import __main__ as command_line
 from videolcm import models
@@ -23,7 +24,15 @@ BAD = [
     ("E_ARGUMENTS", ["generate", PROMPT, "--nonsense"]),
     ("E_ARGUMENTS", ["generate", PROMPT, "--see", "3"]),
     ("E_ARGUMENTS", ["generate", PROMPT, "--steps"]),
-    ("E_ARGUMENTS", ["generate", PROMPT, "--video", "in.mp4"]),
+    *(("E_ARGUMENTS", ["generate", PROMPT, *more]) for more in (["--video", "x"], ["--mask", "x"], ["--box", "0,0,1,.5"], ["--still", "--follow"])),
+    ("E_ARGUMENTS", ["generate", PROMPT, "--task", "depth", "--video", "x", "--mask", "x"]),
+    *(("E_TASK_INPUT", ["generate", PROMPT, "--task", task]) for task in ("depth", "sketch", "inpaint")),
+    ("E_INPUT", ["generate", PROMPT, "--task", "depth", "--video", "no such file"]),
+    ("E_FIT", ["generate", PROMPT, "--task", "depth", "--video", "x", "--fit", "stretch"]),
+    ("E_ALSO", ["generate", PROMPT, "--also", "sound"]),
+    *(("E_STRENGTH", ["generate", PROMPT, "--strength", s]) for s in ("-1", "2.1", "nan", "x")),
+    ("E_BOX", ["generate", PROMPT, "--task", "inpaint", "--box", "a,b,c,d"]),
+    ("E_STEPS", ["generate", PROMPT, "--task", "depth", "--video", "no such file", "--steps", "9"]),
     ("E_PROMPT_EMPTY", ["generate", " \n\t"]),
     ("E_PROMPT_EMPTY", ["generate", "\x1b\x07"]),
     ("E_PROMPT_LONG", ["generate", "x" * 513]),
@@ -35,6 +44,7 @@ BAD = [
     *(("E_SIZE", ["generate", PROMPT, "--size", s]) for s in ("256", "x", "250x256", "64x64", "1024x256", "256x256x3", "axb")),
     ("E_SIZE", ["generate", PROMPT, "--size=-256x256"]),
     ("E_GUIDANCE", ["generate", PROMPT, "--guidance", "nan"]),
+    *(("E_GAMMA", ["generate", PROMPT, "--sampler", "tcd", "--gamma", g]) for g in ("-0.1", "2", "nan", "x")),
     ("E_SAMPLER", ["generate", PROMPT, "--sampler", "euler"]),
     ("E_ROLE", ["generate", PROMPT, "--role", "pupil"]),
     ("E_TASK", ["generate", PROMPT, "--task", "music"]),
@@ -44,6 +54,15 @@ BAD = [
     ("E_OUTPUT", ["generate", PROMPT, "--out", "no/such/folder/clip.mp4"]),
     ("E_OUTPUT", ["generate", PROMPT, "--npy", "no/such/folder/frames.npy"]),
     ("E_OUTPUT", ["generate", PROMPT, "--out", "."]),
+    ("E_CELLS", ["compare", PROMPT, "--steps", ","]),
+    ("E_CELLS", ["compare", PROMPT, "--steps", "1,2,3,4,5", "--sampler", "lcm,tcd"]),
+    *(("E_STEPS", ["compare", PROMPT, "--steps", steps]) for steps in ("1,9", "1,x", "0", "2.5", "1;2")),
+    *(("E_STEPS", ["compare", PROMPT, "--teacher-steps", steps]) for steps in ("101", "-1", "many")),
+    ("E_SAMPLER", ["compare", PROMPT, "--sampler", "lcm,euler"]),
+    ("E_ROLE", ["compare", PROMPT, "--role", "pupil"]),
+    ("E_PROMPT_EMPTY", ["compare", ""]),
+    ("E_ARGUMENTS", ["compare", PROMPT, "--mask", "in.png"]),
+    *(("E_OUTPUT", ["compare", PROMPT, option, "no/such/folder/file"]) for option in ("--out", "--sheet", "--gif")),
 ]
 
 
@@ -70,7 +89,7 @@ def test_bad_input(door, tmp_path, capsys, code, arguments):
     assert door == [] and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("code", "arguments"), [BAD[1], BAD[3], BAD[10], ("E_STEPS", ["generate", PROMPT, "--steps", "nan"])])
+@pytest.mark.parametrize(("code", "arguments"), [BAD[1], BAD[3], BAD[14], ("E_STEPS", ["generate", PROMPT, "--steps", "nan"])])
 def test_bad_input_in_a_process(code, arguments):
     done = subprocess.run([sys.executable, "-m", "videolcm", *arguments], capture_output=True, text=True, timeout=300, check=False)
     assert (done.returncode, done.stdout) == (2, "")
@@ -112,9 +131,58 @@ def test_the_teacher_takes_ddim(door, capsys):
     assert door == [("other", "teacher", torch.device("cpu"), torch.bfloat16)]
 
 
-def test_a_task_that_the_model_lacks(door, tmp_path, capsys):
+def test_a_task_that_the_model_lacks(door, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(models, "load", lambda ref, **options: FakeModel(tasks=("text",)))
+    make("in.mp4", corners())
     assert command_line.main(["generate", PROMPT, "--task", "depth", "--video", "in.mp4"]) == 2
-    assert "[E_TASK_MODEL]" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    assert "[E_TASK_MODEL]" in capsys.readouterr().err and [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
+
+
+SMALL = ["--size", "128x128", "--frames", "8", "--seed", "3"]
+
+
+def test_compare(door, tmp_path, capsys):
+    files = ["--out", "g.mp4", "--sheet", "s.png", "--gif", "g.gif"]
+    assert command_line.main(["compare", PROMPT, "--steps", "1,2", "--teacher-steps", "3", *SMALL, *files]) == 0
+    out, err = capsys.readouterr()
+    told = json.loads(out.splitlines()[-1], parse_constant=pytest.fail)
+    assert (told["out"], told["sheet"], told["gif"]) == ("g.mp4", "s.png", "g.gif")
+    cells = told["cells"]
+    ways = [(cell["settings"]["role"], cell["settings"]["sampler"], cell["settings"]["steps"], cell["nfe"]) for cell in cells]
+    assert ways == [("student", "lcm", 1, 1), ("student", "lcm", 2, 2), ("teacher", "ddim", 3, 6)]
+    assert [cell["reference"] for cell in cells] == [False, False, True] and [role for _, role, _, _ in door] == ["student", "teacher"]
+    assert set(cells[0]["metrics"]) == {"motion", "flicker", "text_match", "motion_ratio", "warning", "psnr", "feature_distance", "unmatched"}
+    assert cells[0]["metrics"]["psnr"] == 100 and cells[0]["metrics"]["motion_ratio"] == pytest.approx(1)  # all see the same square
+    for name in ("g.mp4", "s.png", "g.gif"):
+        assert read_settings(tmp_path / name) == {"cells": [cell["settings"] for cell in cells]}
+    assert "1 step, lcm: denoise 1/1" in err and "teacher, 3 steps, ddim: denoise 3/3" in err
+
+
+def test_a_compared_cell_is_the_clip_that_generate_makes(door, capsys):
+    command_line.main(["compare", PROMPT, "--steps", "1,3", "--sampler", "lcm,tcd", "--gamma", "0.5", "--teacher-steps", "4", *SMALL])
+    cells = json.loads(capsys.readouterr().out.splitlines()[-1])["cells"]
+    assert len(cells) == 5
+    for cell in cells:
+        asked = cell["settings"]
+        same = ["--role", asked["role"], "--sampler", asked["sampler"], "--steps", str(asked["steps"]), "--gamma", "0.5"]
+        assert command_line.main(["generate", PROMPT, *same, *SMALL]) == 0
+        alone = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert (alone["sha256"], alone["settings"], alone["nfe"]) == (cell["sha256"], asked, cell["nfe"])
+
+
+def test_compare_without_a_reference_loads_no_teacher(door, tmp_path, capsys):
+    assert command_line.main(["compare", "a red dragon", "--steps", "2", "--teacher-steps", "0", *SMALL]) == 0
+    out, err = capsys.readouterr()
+    told = json.loads(out.splitlines()[-1])
+    assert [role for _, role, _, _ in door] == ["student"] and [cell["reference"] for cell in told["cells"]] == [False]
+    assert told["sheet"] is told["gif"] is None and [path.name for path in tmp_path.iterdir()] == ["grid.mp4"]
+    assert err.count("does not know: dragon") == 1 and told["cells"][0]["metrics"]["psnr"] is None
+
+
+def test_compare_has_defaults(door, capsys):
+    assert command_line.main(["compare", PROMPT, *SMALL]) == 0
+    cells = json.loads(capsys.readouterr().out.splitlines()[-1])["cells"]
+    assert [cell["settings"]["steps"] for cell in cells] == [1, 2, 4, 8, 50]
 
 
 def test_the_same_command_gives_the_same_frames(door, capsys):

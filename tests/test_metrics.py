@@ -1,141 +1,210 @@
-"""The judge's arithmetic with a judge whose answers are prepared, what it gets to see, and the labels that it learns from."""
+"""Metrics of clips against other implementations, closed forms, and clips whose motion and faults are put there."""
+
+import json
+import math
 
 import numpy as np
 import pytest
 import torch
+from scipy.linalg import sqrtm
+from scipy.ndimage import distance_transform_edt, gaussian_filter
+from skimage.metrics import peak_signal_noise_ratio
 from torch import nn
 
-from videolcm.metrics import LOOK_FRAMES, LOOK_SIZE, Judge, look, text_match
-from videolcm.pretrain import flipped, shown_labels
-from videolcm.world import ATTRIBUTES, OBJECT_ATTRIBUTES, SCENE_ATTRIBUTES, Plot, Toy, plot
+from videolcm.judge import Judge
+from videolcm.metrics import (
+    IDENTICAL,
+    depth_error,
+    edge_f1,
+    feature_distance,
+    flicker,
+    frechet_distance,
+    map_correlation,
+    motion,
+    motion_ratio,
+    motion_warning,
+    optical_flow,
+    psnr,
+    psnr_outside,
+    square_root,
+)
 
-BALL = {"shape": "sphere", "colour": "red", "material": "shiny", "size": "small", "motion": "left"}
-CUBE = {"shape": "cube", "colour": "blue", "material": "matte", "size": "big", "motion": "right"}
-SCENE = {"floor": "snow", "sky": "night"}
-FRAMES = np.zeros((16, 32, 32, 3), np.uint8)
+
+def texture(height=96, width=128, seed=0):
+    """A smooth random picture that repeats at its borders, uint8 (H, W, 3)."""
+    noise = np.random.default_rng(seed).normal(size=(height, width, 3))
+    smooth = gaussian_filter(noise, (2, 2, 0), mode="wrap")
+    return (127.5 + 50 * smooth / smooth.std()).clip(0, 255).astype(np.uint8)
 
 
-class Prepared(nn.Module):
-    """A judge that sees what it is told: one dict for the left object, one for the right (or None), one for the scene."""
+def moving(x, y, count=6):
+    """A texture that goes x pixels to the right and y down every frame, uint8 (F, H, W, 3)."""
+    return np.stack([np.roll(texture(), (y * i, x * i), (0, 1)) for i in range(count)])
 
-    def __init__(self, left, right=None, scene=SCENE):
+
+STANDING = moving(0, 0)
+
+
+@pytest.mark.parametrize(("x", "y"), [(3, 0), (0, -2), (2, 1), (-3, 4)])
+def test_the_flow_of_a_moving_texture_is_its_motion(x, y):
+    flow = optical_flow(moving(x, y))
+    assert flow.shape == (5, 96, 128, 2) and flow.dtype == np.float32
+    inside = flow[:, 16:-16, 16:-16]  # what leaves at one side comes back at the other
+    assert np.abs(inside - (x, y)).mean() < 0.1
+    assert motion(inside) == pytest.approx(math.hypot(x, y), rel=0.03)
+
+
+def test_a_still_clip_has_neither_motion_nor_flicker():
+    flow = optical_flow(STANDING)
+    assert motion(flow) < 1e-3 and flicker(STANDING, flow) < 1e-3
+
+
+def test_motion_is_no_flicker_and_changing_light_is():
+    clip = moving(3, 1)
+    lit = (clip * 0.7 + 20 + 12 * (np.arange(6) % 2)[:, None, None, None]).astype(np.uint8)
+    steady, flickering = (flicker(frames, optical_flow(frames)) for frames in (clip, lit))
+    assert steady < 6 and 9 < flickering < 15
+    assert np.abs(np.diff(clip.astype(int), axis=0)).mean() > 4 * steady  # without the flow
+
+
+def test_flicker_does_not_look_where_something_is_hidden():
+    clip = np.stack([texture(seed=1)] * 6)
+    for i in range(6):
+        clip[i, 30:60, 10 + 8 * i : 40 + 8 * i] = texture(30, 30, seed=2)
+    assert flicker(clip, optical_flow(clip)) < 3
+
+
+def test_motion_ratio_and_warning():
+    assert motion_ratio(1.0, 4.0) == 0.25 and motion_ratio(0.0, 1.0) == 0
+    assert motion_ratio(1.0, 0.01) is motion_warning(None) is motion_warning(0.6) is motion_warning(1.4) is None
+    assert "loses motion" in motion_warning(0.25) and "25%" in motion_warning(0.25) and len(motion_warning(0)) < 200
+
+
+def test_psnr_is_that_of_scikit_image():
+    first, second = moving(1, 0), moving(1, 1)
+    assert psnr(first, second) == pytest.approx(peak_signal_noise_ratio(first, second), abs=1e-4)
+
+
+def test_psnr_of_equal_and_almost_equal_clips_can_be_written_as_json():
+    almost = np.zeros((16, 256, 256, 3), np.uint8)
+    almost[0, 0, 0, 0] = 1
+    values = [psnr(almost, almost), psnr(almost, np.zeros_like(almost))]
+    assert json.dumps(values, allow_nan=False) == json.dumps([IDENTICAL, IDENTICAL]) and psnr(almost, almost + 1) < IDENTICAL
+
+
+def test_psnr_outside_a_mask():
+    first, mask = moving(1, 0), np.zeros((6, 96, 128), bool)
+    mask[:, :48] = True
+    second = first.copy()
+    second[:, :48] = 0
+    assert psnr_outside(second, first, mask) == IDENTICAL > psnr(second, first)
+    second[:, 48:] += 3
+    assert psnr_outside(second, first, mask) == pytest.approx(psnr(second[:, 48:], first[:, 48:]))
+    assert psnr_outside(second, first, np.ones_like(mask)) is None
+
+
+# ---- features
+
+
+class Colours(nn.Module):
+    """A judge with one convolution, which copies the pixels."""
+
+    def __init__(self):
         super().__init__()
-        slots = {0: left, 1: right}
-        keys = [(name, slot) for name in OBJECT_ATTRIBUTES for slot in (0, 1)]
-        seen = {(name, slot): ATTRIBUTES[name].index(slots[slot][name]) if slots[slot] else len(ATTRIBUTES[name]) for name, slot in keys}
-        seen |= {(name, 2): ATTRIBUTES[name].index(scene[name]) for name in SCENE_ATTRIBUTES}
-        self.logits = {key: nn.functional.one_hot(torch.tensor([value]), 12).float() for key, value in seen.items()}
+        self.copy = nn.Conv2d(3, 3, 1, bias=False)
+        self.copy.weight.data = torch.eye(3)[:, :, None, None]
 
     def forward(self, clips):
-        assert clips.shape == (1, 8, 3, 128, 128)
-        return self.logits
+        return self.copy(clips.flatten(0, 1))
 
 
-def test_one_object_that_is_all_right():
-    assert text_match(Prepared(BALL), FRAMES, (BALL, SCENE)) == dict.fromkeys([*ATTRIBUTES, "mean"], 1.0)
+def test_feature_distance_is_two_minus_two_cosines():
+    red, green, dark = (np.full((8, 128, 128, 3), colour, np.uint8) for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 0)))
+    assert feature_distance(Colours(), red, green) == pytest.approx(2 + 2 / 3)  # cosine of (1, -1, -1) and (-1, 1, -1): -1/3
+    assert feature_distance(Colours(), red, dark) == pytest.approx(2 - 2 / 3)
+    assert feature_distance(Colours(), red, red) == 0
 
 
-def test_one_object_with_two_faults():
-    share = text_match(Prepared({**BALL, "colour": "blue"}, scene={"floor": "snow", "sky": "day"}), FRAMES, (BALL, SCENE))
-    assert share == {**dict.fromkeys(ATTRIBUTES, 1.0), "colour": 0.0, "sky": 0.0, "mean": pytest.approx(5 / 7)}
-
-
-def test_one_object_is_not_looked_for_on_the_right():
-    assert text_match(Prepared(CUBE, BALL), FRAMES, (BALL, {}))["mean"] == 0
-
-
-@pytest.mark.parametrize("said", [(BALL, CUBE, SCENE), (CUBE, BALL, SCENE)])
-def test_two_objects_count_either_way_round(said):
-    assert text_match(Prepared(BALL, CUBE), FRAMES, said)["mean"] == 1
-    share = text_match(Prepared(BALL, {**CUBE, "colour": "pink"}), FRAMES, said)
-    assert share["colour"] == 0.5 and share["shape"] == 1 and share["mean"] == pytest.approx(11 / 12)
-
-
-def test_attributes_are_not_picked_from_both_ways_round():
-    mixed = {**BALL, "shape": "cube"}, {**CUBE, "shape": "sphere"}  # colours one way round, shapes the other
-    share = text_match(Prepared(*mixed), FRAMES, (BALL, CUBE, {}))
-    assert share["shape"] == 0 and share["colour"] == 1 and share["mean"] == pytest.approx(0.8)
-
-
-def test_the_second_of_two_objects_is_missed_when_it_is_not_there():
-    assert text_match(Prepared(BALL), FRAMES, (BALL, CUBE, SCENE))["mean"] == pytest.approx(7 / 12)
-
-
-def test_only_what_was_said_counts():
-    wrong = Prepared({**CUBE, "shape": "sphere"}, scene={"floor": "sand", "sky": "day"})
-    assert text_match(wrong, FRAMES, ({"shape": "sphere"}, {})) == {"shape": 1, "mean": 1}
-    assert text_match(wrong, FRAMES, ({"shape": "sphere", "colour": "red"}, {"sky": "day"})) == {
-        "shape": 1,
-        "colour": 0,
-        "sky": 1,
-        "mean": pytest.approx(2 / 3),
-    }
-
-
-def counting(step, batch, count, height, width):
-    """Clips whose frame i is `step` times i throughout."""
-    return np.full((batch, count, height, width, 3), step, np.uint8) * np.arange(count, dtype=np.uint8)[:, None, None, None]
-
-
-def test_the_judge_sees_every_second_of_sixteen_frames_at_its_size():
-    frames = counting(10, 2, 16, 256, 192)
-    seen = look(frames)
-    assert seen.shape == (2, LOOK_FRAMES, 3, LOOK_SIZE, LOOK_SIZE) == (2, 8, 3, 128, 128)
-    assert ((seen[1, :, 0, 5, 5] + 1) * 12.75).round().tolist() == [0, 2, 4, 6, 8, 10, 12, 14]
-
-
-@pytest.mark.parametrize("count", [8, 10, 32])
-def test_other_lengths_are_seen_from_the_first_frame_almost_to_the_last(count):
-    frames = counting(5, 1, count, 128, 128)
-    seen = ((look(frames)[0, :, 0, 0, 0] + 1) * 25.5).round().tolist()
-    assert len(seen) == 8 and seen[0] == 0 and seen[-1] >= 0.9 * (count - 1) - 0.5 and seen == sorted(seen) and len(set(seen)) == 8
-
-
-def test_looking_averages_and_keeps_channels_and_sides():
-    frames = np.zeros((1, 16, 256, 256, 3), np.uint8)
-    frames[..., :128, 2] = 255  # blue on the left
-    frames[..., ::2, :, 0] = 255  # red in every second row
-    seen = look(frames)[0, 0]
-    assert (seen[2, :, :64] == 1).all() and (seen[2, :, 64:] == -1).all() and (seen[0].abs() < 1e-6).all() and (seen[1] == -1).all()
-
-
-def test_the_real_judge_answers_every_question():
+def test_feature_distance_of_the_real_judge_grows_with_the_fault():
     torch.manual_seed(0)
-    share = text_match(Judge().eval(), FRAMES, (BALL, CUBE, SCENE))
-    assert set(share) == {*ATTRIBUTES, "mean"} and all(0 <= value <= 1 for value in share.values())
+    net, clip = Judge().eval(), moving(2, 0, 16)
+    noise = np.random.default_rng(0).normal(size=clip.shape)
+    faults = [(clip + size * noise).clip(0, 255).astype(np.uint8) for size in (5, 20, 60)]
+    near = [feature_distance(net, fault, clip) for fault in faults]
+    assert feature_distance(net, clip, clip) == 0 < near[0] < near[1] < near[2] <= 4
+    assert feature_distance(net, clip, faults[0]) == pytest.approx(near[0])
+    assert not any(layer._forward_hooks for layer in net.modules())
 
 
-# ---- labels
+# ---- control maps
 
 
-def labelled(*toys, floor="snow", sky="night"):
-    return shown_labels(Plot(tuple(Toy(**toy) for toy in toys), floor, sky, "", ()))
+def test_depth_error_knows_no_unit():
+    ramp = np.linspace(0, 1, 4 * 8 * 8).reshape(4, 8, 8)
+    assert depth_error(ramp, 5 + 300 * ramp) == pytest.approx(0)
+    assert depth_error(ramp, 1 - ramp) == pytest.approx(0.5, abs=0.01)
+    assert depth_error(ramp, np.full_like(ramp, 7)) == pytest.approx(0.5) and depth_error(0 * ramp, 0 * ramp) == 0
 
 
-def test_labels_say_what_is_seen():
-    labels = labelled(BALL, CUBE)
-    assert {key: ATTRIBUTES[key[0]][value] for key, value in labels.items()} == {
-        **{(name, 0): value for name, value in BALL.items()},
-        **{(name, 1): value for name, value in CUBE.items()},
-        **{(name, 2): value for name, value in SCENE.items()},
-    }
-    assert all(labelled(BALL)[name, 1] == len(ATTRIBUTES[name]) for name in OBJECT_ATTRIBUTES)
+def test_map_correlation_is_pearsons():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 3, 8, 8))
+    assert map_correlation(a, a + b) == pytest.approx(np.corrcoef(a.ravel(), (a + b).ravel())[0, 1])
+    assert map_correlation(a, 3 - 2 * a) == pytest.approx(-1) and map_correlation(a, np.ones_like(a)) is None
+    assert map_correlation(np.arange(64, dtype=np.uint8).reshape(1, 8, 8), np.arange(64).reshape(1, 8, 8)) == pytest.approx(1)
 
 
-def test_labels_are_those_the_judge_answers():
-    labels, answers = labelled(BALL), Judge().eval()(look(FRAMES[None]))
-    assert answers.keys() == labels.keys()
-    assert all(labels[key] < logits.shape[1] for key, logits in answers.items())
+def line(column, rows=slice(None)):
+    lines = np.zeros((2, 32, 32))
+    lines[:, rows, column] = 1
+    return lines
 
 
-def test_flipping_twice_changes_nothing():
-    for seed in range(100):
-        labels = shown_labels(plot(seed))
-        assert flipped(flipped(labels)) == labels
+def test_edge_f1():
+    assert edge_f1(line(9), line(9)) == edge_f1(line(9), line(12)) == edge_f1(0 * line(9), 0 * line(9)) == 1
+    assert edge_f1(line(9), line(13)) == edge_f1(line(9), 0 * line(9)) == edge_f1(0 * line(9), line(9)) == 0
+    assert edge_f1(line(9), line(13), tolerance=4) == 1
+    half = edge_f1(line(9), line(9, slice(16)), tolerance=0)  # precision 1, recall 1/2
+    assert half == pytest.approx(2 / 3) and half == edge_f1(line(9, slice(16)), line(9), tolerance=0)
 
 
-def test_left_becomes_right_and_the_two_objects_change_places():
-    assert flipped(labelled(BALL)) == labelled({**BALL, "motion": "right"})
-    assert flipped(labelled(BALL, CUBE)) == labelled({**CUBE, "motion": "left"}, {**BALL, "motion": "right"})
-    still = {**CUBE, "motion": "still"}
-    assert flipped(labelled(still)) == labelled(still)
+def test_edges_are_looked_for_in_their_own_frame():
+    first, last = line(9), line(9)
+    first[1], last[0] = 0, 0
+    assert edge_f1(first, last) == 0
+
+
+def test_edge_f1_is_that_of_an_exact_distance_transform():
+    rng = np.random.default_rng(1)
+    wanted, made = (rng.random((3, 40, 50)) > 0.985 for _ in range(2))
+    far = [np.stack([distance_transform_edt(~frame) for frame in lines]) for lines in (wanted, made)]
+    precision, recall = (far[0][made] <= 3).mean(), (far[1][wanted] <= 3).mean()
+    assert 0.2 < precision < 0.9
+    assert edge_f1(wanted, made) == pytest.approx(2 * precision * recall / (precision + recall))
+
+
+# ---- Frechet distance
+
+
+def test_frechet_distance_of_gaussians_in_one_dimension():
+    a = np.random.default_rng(0).normal(size=(500, 1))
+    a = (a - a.mean()) / a.std(ddof=1)
+    assert frechet_distance(2 * a + 1, 5 * a - 3) == pytest.approx((1 + 3) ** 2 + (2 - 5) ** 2)
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9) and frechet_distance(a, a) >= 0
+
+
+@pytest.mark.parametrize("count", [200, 9])  # with 9 of 12 dimensions the covariances are singular
+def test_frechet_distance_is_that_of_scipys_square_root(count):
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(count, 12)), rng.normal(size=(count, 12)) @ rng.normal(size=(12, 12)) + 0.5
+    cov_a, cov_b = np.cov(a.T), np.cov(b.T)
+    cross = sqrtm(cov_a @ cov_b + 1e-12 * np.eye(12)).real
+    expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(cov_a + cov_b - 2 * cross)
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-4) and frechet_distance(a, b) == pytest.approx(frechet_distance(b, a))
+
+
+def test_square_root():
+    a = np.random.default_rng(0).normal(size=(6, 9))
+    root = square_root(a @ a.T)
+    assert np.allclose(root @ root, a @ a.T) and np.allclose(root, root.T)
+    assert np.allclose(square_root(np.diag([4.0, 0, -1e-18])), np.diag([2.0, 0, 0]))

@@ -13,7 +13,7 @@ from videolcm import models
 from videolcm.checkpoint import save_checkpoint, sha256_of
 from videolcm.distill import DistillConfig, write_student
 from videolcm.errors import AppError
-from videolcm.models.base import Conditions
+from videolcm.models.base import TASKS, Conditions
 from videolcm.pipeline import Request, generate
 from videolcm.shipping import ship
 
@@ -61,7 +61,7 @@ def test_both_roles_load_and_denoise(shipped, role):
     model = load(shipped, role)
     assert denoised(model).shape == (2, 4, 2, 4, 6) and denoised(model).isfinite().all()
     info = model.info
-    assert (info.role, info.guidance, info.fps, info.tasks, info.words) == (role, 3.5, 8, ("text",), frozenset(tiny.WORDS))
+    assert (info.role, info.guidance, info.fps, info.tasks, info.words) == (role, 3.5, 8, TASKS, frozenset(tiny.WORDS))
     assert info.name == str(shipped) and info.sha256 == sha256_of(shipped / "manifest.json")
     assert (model.device, model.dtype) == (torch.device("cpu"), torch.float32)
     for name, value in PARTS[role]().state_dict().items():

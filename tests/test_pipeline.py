@@ -66,6 +66,26 @@ def test_bad_guidance(value):
     refused("E_GUIDANCE", guidance=value)
 
 
+@pytest.mark.parametrize("sampler", ["lcm", "tcd"])
+@pytest.mark.parametrize("value", [-0.1, 1.01, math.nan, math.inf, True, "0.5", [1], *HUGE, 1j])
+def test_bad_gamma(value, sampler):
+    refused("E_GAMMA", gamma=value, sampler=sampler)
+
+
+def test_gamma_is_a_knob_of_tcd_alone(model):
+    assert Request(PROMPT, gamma=1).gamma == 1.0 and Request(PROMPT, sampler="tcd").gamma is None
+    assert result_of(model, steps=1, sampler="tcd").settings["gamma"] == 0.3
+    assert result_of(model, steps=1, gamma=0.5).settings["gamma"] is result_of(model, steps=1, sampler="ddim").settings["gamma"] is None
+
+
+def test_gamma_changes_the_clip_and_is_in_its_settings(model):
+    model.denoise = lambda x_t, t, cond: 0.5 * x_t
+    results = [result_of(model, sampler="tcd", steps=3, gamma=gamma) for gamma in (None, 0.3, 0, 1)]
+    assert [result.settings["gamma"] for result in results] == [0.3, 0.3, 0, 1]
+    assert results[0].sha256 == results[1].sha256 and len({result.sha256 for result in results}) == 3
+    assert [result_of(model, sampler=sampler, steps=1).sha256 for sampler in ("lcm", "tcd")] == [result_of(model, steps=1).sha256] * 2
+
+
 @pytest.mark.parametrize("value", ["euler", "", None, 3, ["lcm"], {}, "LCM", "x" * 10_000])
 def test_bad_names(value):
     refused("E_SAMPLER", sampler=value)
@@ -255,8 +275,11 @@ def test_to_frames_rounds_and_clamps():
 
 
 @pytest.mark.parametrize("task", ["depth", "sketch", "inpaint"])
-def test_other_tasks_are_refused(model, task):
+def test_a_task_that_the_model_lacks_and_one_without_a_video(model, task):
+    video, hole = np.zeros((8, 128, 160, 3), np.uint8), np.ones((8, 128, 160), np.float32)
     with pytest.raises(AppError, match="E_TASK_MODEL"):
+        result_of(FakeModel(tasks=("text",)), task=task, video=video, hole=hole)
+    with pytest.raises(AppError, match="E_TASK_INPUT"):
         result_of(model, task=task)
 
 

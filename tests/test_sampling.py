@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, LCMScheduler
-from diffusers.schedulers import scheduling_lcm
+from diffusers import DDIMScheduler, LCMScheduler, TCDScheduler
+from diffusers.schedulers import scheduling_lcm, scheduling_tcd
 from safetensors.torch import load_file
 
 from videolcm.errors import AppError
 from videolcm.models.base import Conditions
-from videolcm.sampling import SAMPLERS, START, Noise, Step, guided, mix, sample_ddim, sample_lcm
+from videolcm.sampling import GAMMA, SAMPLERS, START, Noise, Step, guided, mix, sample_ddim, sample_lcm, sample_tcd
 from videolcm.schedule import Schedule, consistency
 
 DATA = Path(__file__).parent / "data"
@@ -91,6 +91,63 @@ def test_lcm_is_the_official_loop(steps):
     assert [step.t for step in ours] == recorded[f"{steps}/timesteps"].tolist()
     close(torch.stack([step.x0 for step in ours]), recorded[f"{steps}/denoised"])
     close(torch.stack([*seen, ours[-1].x0]), recorded[f"{steps}/latents"])
+
+
+@pytest.mark.parametrize("gamma", [0, 0.3, 0.55, 1])
+@pytest.mark.parametrize("steps", range(1, 9))
+def test_every_tcd_step_is_that_of_diffusers(monkeypatch, steps, gamma):
+    noise, cond, seen = Noise(SHAPE, [1, 2]), condition(2), []
+    reference = TCDScheduler(**V_ZERO_SNR)
+    reference.set_timesteps(steps)
+    timesteps = reference.timesteps.tolist()
+    later = iter(timesteps[1:])
+    monkeypatch.setattr(scheduling_tcd, "randn_tensor", lambda *arguments, **options: noise.at(next(later)))
+
+    def spy(x_t, t, cond):
+        seen.append(x_t)
+        return denoise(x_t, t, cond)
+
+    x_t, ours = noise.at(timesteps[0]), list(sample_tcd(spy, SCHEDULE, noise, cond, steps, gamma))
+    assert [(step.i, step.n, step.t) for step in ours] == [(i + 1, steps, t) for i, t in enumerate(timesteps)]
+    for ours_t, step in zip(seen, ours, strict=True):
+        close(ours_t, x_t)
+        x_t, x_s = reference.step(network(x_t, torch.full((2,), step.t), cond), step.t, x_t, eta=gamma, return_dict=False)
+    close(SCHEDULE.ddim_step(ours_t, ours[-1].x0, step.t, 0), x_s)  # where diffusers ends: not at alpha 1 but at t = 0
+
+
+def test_tcd_draws_noise_unless_gamma_is_zero():
+    first, best = Noise(SHAPE, [1, 2]).initial(), gaussian_denoiser(1.5, 0.5)
+    spread = {}
+    for gamma in (0, 0.3, 1):
+        ends = [list(sample_tcd(best, SCHEDULE, Recorded(first, [draw] * 3), None, 4, gamma))[-1].x0 for draw in (first.flip(-2), first.flip(-1))]
+        spread[gamma] = (ends[0] - ends[1]).abs().mean().item()
+    assert spread[0] == 0 and min(spread[0.3], spread[1]) > 0.1
+
+
+def test_tcd_has_a_gamma_of_its_own():
+    cond, noise = condition(2), Noise(SHAPE, [1, 2])
+    own, given = (list(sample_tcd(denoise, SCHEDULE, noise, cond, 4, *gamma))[-1].x0 for gamma in ([], [GAMMA]))
+    assert torch.equal(own, given)
+
+
+def test_one_step_of_tcd_is_one_of_lcm():
+    cond, noise = condition(2), Noise(SHAPE, [1, 2])
+    assert torch.equal(*(next(sampler(denoise, SCHEDULE, noise, cond, 1)).x0 for sampler in (sample_tcd, sample_lcm)))
+
+
+def test_tcd_without_randomness_is_ddim_on_the_timesteps_of_lcm():
+    found = moments(sample_tcd(gaussian_denoiser(1.5, 0.5), SCHEDULE, Noise((1, 1, 400, 400), [3]), None, 8, 0))
+    assert found[0] == pytest.approx(1.5, abs=0.02)
+    assert found[1] == pytest.approx(ddim_deviation(0.5, SCHEDULE.lcm_timesteps(8).tolist()), rel=0.006)
+
+
+def test_tcd_with_the_perfect_student_finds_the_gaussian_at_full_randomness_and_spreads_it_below():
+    deviations = []
+    for gamma in (1, 0.3, 0):
+        mean, deviation = moments(sample_tcd(gaussian_flow(1.5, 0.5), SCHEDULE, Noise((1, 1, 400, 400), [3]), None, 8, gamma))
+        assert mean == pytest.approx(1.5, abs=0.01)
+        deviations.append(deviation)
+    assert deviations[0] == pytest.approx(0.5, rel=0.03) and deviations[0] < deviations[1] < deviations[2]
 
 
 @pytest.mark.parametrize("steps", [1, 5, 25, 50])  # whole strides: elsewhere diffusers does not step to its own next timestep
@@ -272,10 +329,10 @@ def test_the_first_noise_is_the_same_for_any_step_count():
         firsts.append((x_t, t.item()))
         return x_t
 
-    for sampler, most in ((sample_lcm, 8), (sample_ddim, 50)):
+    for sampler, most in ((sample_lcm, 8), (sample_tcd, 8), (sample_ddim, 50)):
         for steps in range(1, most + 1):
             next(sampler(spy, SCHEDULE, Noise(SHAPE, 11), None, steps))
-    assert len(firsts) == 58 and all(t == START for _, t in firsts)
+    assert len(firsts) == 66 and all(t == START for _, t in firsts)
     assert all(torch.equal(x_t, Noise(SHAPE, [11]).at(999)) for x_t, _ in firsts)
 
 
@@ -341,7 +398,7 @@ def test_guidance_of_zero_does_not_pay_for_the_other_branch():
 
 
 def test_the_samplers_are_generators_over_f():
-    assert set(SAMPLERS) == {"lcm", "ddim"} and all(inspect.isgeneratorfunction(sampler) for sampler in SAMPLERS.values())
+    assert set(SAMPLERS) == {"lcm", "tcd", "ddim"} and all(inspect.isgeneratorfunction(sampler) for sampler in SAMPLERS.values())
     cond, noise = condition(1), Noise(SHAPE, 1)
     first = next(sample_lcm(denoise, SCHEDULE, noise, cond, 4))
     assert torch.equal(first.x0, consistency(denoise, SCHEDULE, noise.initial(), 999, cond))

@@ -1,6 +1,11 @@
 """The training loop on a network of three layers: resuming bit for bit, closing, losses that are not numbers, rates, and Muon's core."""
 
 import json
+import os
+import random
+import signal
+import time
+from multiprocessing import get_all_start_methods, get_context
 
 import pytest
 import torch
@@ -134,21 +139,107 @@ def test_a_loss_that_is_not_a_number_changes_nothing(dtype, with_target):
     assert not same(snapshot(run), before)
 
 
-def test_before_changes_what_the_computing_copy_sees():
-    shifts = []
+def test_a_null_in_the_log_and_a_count_of_what_was_skipped(tmp_path):
+    steps = list(train(stage(bad=(1, 2, 4)), tmp_path))
+    assert [step.skipped for step in steps] == [0, 1, 2, 2, 3, 3, 3]
+    lines = [json.loads(line, parse_constant=pytest.fail) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["loss"] is None for line in lines] == [False, True, True, False, True, False, False]
 
-    def before(net, iteration):
-        net.shift.fill_(float(iteration))
 
-    def loss(net, iteration):
-        shifts.append(net.shift.float().mean().item())
-        return net(torch.ones(1, 6, dtype=net.shift.dtype)).float().square().sum()
+def test_the_third_in_a_row_leaves_the_last_good_state(tmp_path):
+    with pytest.raises(AppError):
+        list(train(stage(bad=(2, 3, 4)), tmp_path / "bad"))
+    list(train(stage(iterations=7), tmp_path / "good", minutes=None))
+    first = train(stage(), tmp_path / "two")
+    next(first), next(first), first.close()
+    step, tensors, state = load_checkpoint(tmp_path / "bad")
+    assert step == 4 and (state["skipped"], state["bad"]) == (2, 2) and all(value.isfinite().all() for value in tensors.values())
+    assert same(tensors, load_checkpoint(tmp_path / "two")[1])
+    with pytest.raises(AppError, match="E_NAN"):  # as without the interruption
+        list(train(stage(bad=(2, 3, 4)), tmp_path / "bad", resume=True))
 
-    made = Stage(Small, loss, 3, 0.01, 1, before=before)
-    run = Run(made, made.make())
-    for iteration in range(3):
-        run.step(iteration)
-    assert shifts == [0, 1, 2] and run.net.count == run.ema.count == 3
+
+def test_the_number_of_threads_is_that_of_the_beginning(tmp_path):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        first = train(stage(), tmp_path)
+        next(first), first.close()
+        torch.set_num_threads(1)
+        next(train(stage(), tmp_path, resume=True))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_log_is_cut_to_the_checkpoint(tmp_path):
+    first = train(stage(), tmp_path)
+    next(first), next(first), first.close()
+    whole = (tmp_path / "log.jsonl").read_text()
+    (tmp_path / "log.jsonl").write_text(whole + whole.splitlines()[1].replace('"iteration": 2', '"iteration": 3') + '\n{"iteration": 4, "lo')
+    list(train(stage(), tmp_path, resume=True))
+    assert [json.loads(line)["iteration"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [1, 2, 3, 4, 5, 6, 7]
+    list(train(stage(), tmp_path, minutes=1e-9))
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("fails", [1, 2, 3])
+def test_a_full_disk_stops_the_run_which_goes_on_when_there_is_room(tmp_path, monkeypatch, fails):
+    whole = [step.loss for step in train(stage(), tmp_path / "whole")]
+    real, calls = os.fsync, []
+
+    def full(file):
+        calls.append(file)
+        if len(calls) > 2 * 2 + fails:  # two saves of two files, the log's first
+            raise OSError(28, "No space left on device")
+        return real(file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(AppError, match=r"\[E_DISK\] The disk is full"):
+            list(train(stage(), tmp_path / "parts", save_seconds=0))
+    at = load_checkpoint(tmp_path / "parts")[0]
+    assert 1 <= at < 7 and not list((tmp_path / "parts").glob(".*"))
+    assert [step.loss for step in train(stage(), tmp_path / "parts", resume=True)] == whole[at:]
+    assert same(load_checkpoint(tmp_path / "whole")[1], load_checkpoint(tmp_path / "parts")[1])
+
+
+def run_to_be_killed(folder, resume):
+    """In a process of its own: saves after every iteration, so that most deaths fall into a save."""
+    torch.set_num_threads(1)  # a forked process has no others
+    list(train(stage(iterations=40, with_target=True), folder, resume=resume, save_seconds=0))
+
+
+@pytest.mark.skipif("forkserver" not in get_all_start_methods(), reason="processes are forked from one that has torch ready")
+def test_killed_at_any_moment_it_goes_on_bit_for_bit(tmp_path):
+    context, moments = get_context("forkserver"), random.Random(5)
+    context.set_forkserver_preload([__name__])
+    run_to_be_killed(tmp_path / "whole", False)
+
+    def start(name):
+        resume = any((tmp_path / name).glob("step-*.json"))
+        process = context.Process(target=run_to_be_killed, args=(tmp_path / name, resume))
+        process.start()
+        return process
+
+    kills = saving = 0
+    for turn in range(6):
+        process, before = start("parts"), set((tmp_path / "parts").glob("step-*.json"))
+        while process.is_alive() and set((tmp_path / "parts").glob("step-*.json")) <= before:
+            time.sleep(0.001)
+        time.sleep(moments.uniform(0, 0.02))
+        while turn % 2 and process.is_alive() and not list((tmp_path / "parts").glob(".step-*")):
+            pass  # every other time inside a save
+        process.kill()
+        process.join()
+        kills += process.exitcode == -signal.SIGKILL
+        saving += bool(list((tmp_path / "parts").glob(".*")))
+    start("parts").join()
+    assert kills >= 4 and saving >= 1
+    (n, tensors, _), (m, others, _) = load_checkpoint(tmp_path / "whole"), load_checkpoint(tmp_path / "parts")
+    assert n == m == 40 and same(tensors, others)
+    logs = [[(row["iteration"], row["loss"]) for row in map(json.loads, (tmp_path / name / "log.jsonl").open())] for name in ("whole", "parts")]
+    assert logs[0] == logs[1] and not list((tmp_path / "parts").glob(".*"))
 
 
 def test_the_rate_warms_up_stays_and_falls_to_zero():

@@ -18,7 +18,7 @@ import app
 from videolcm import pipeline, world
 from videolcm.errors import AppError
 from videolcm.pipeline import Request, Result
-from videolcm.ui import Engine, build_ui, launch, messages, tab
+from videolcm.ui import Engine, build_ui, launch, messages, tab, tabs
 from videolcm.ui.engine import Loading, Waiting
 from videolcm.ui.handlers import make_handler
 from videolcm.video import read_settings
@@ -56,7 +56,7 @@ def call_raw(url, body, name="text"):
 
 def body_of(**values):
     """The handler's arguments as JSON, NaN and lone surrogates included."""
-    defaults = {"prompt": PROMPT, "steps": 4, "seed": 0, "sampler": "lcm", "frames": 8, "size": "128x128", "role": "student"}
+    defaults = {"prompt": PROMPT, "steps": 4, "seed": 0, "sampler": "lcm", "frames": 8, "size": "128x128", "role": "student", "model": "toybox"}
     return json.dumps({"data": list({**defaults, **values}.values())})
 
 
@@ -119,7 +119,7 @@ def test_stopping_frees_the_device_and_the_folder(tmp_path):
     while "Step 2 of 8" not in next(updates)[2]:
         assert engine.device.locked()
     updates.close()
-    assert not engine.device.locked() and len(engine.models["student"].calls) == 2
+    assert not engine.device.locked() and len(engine.model("student").calls) == 2
     assert not list(tmp_path.iterdir())
 
 
@@ -219,9 +219,11 @@ def test_api_makes_a_clip(client):
 
 def test_api_is_described(client):
     described = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
-    assert list(described) == ["/text"]
-    assert [p["parameter_name"] for p in described["/text"]["parameters"]] == list(tab.REQUEST)
-    assert "Make a short video clip" in described["/text"]["description"]
+    assert list(described) == [*(f"/{task}" for task in tabs.TABS), "/compare"]
+    for task, row in tabs.TABS.items():
+        asked = described[f"/{task}"]["parameters"]
+        assert [p["parameter_name"] for p in asked] == list(row.parameters) and row.summary in described[f"/{task}"]["description"]
+        assert [p["parameter_name"] for p in asked if not p["parameter_has_default"]] == [n for n in ("prompt", "video") if n in row.parameters]
 
 
 @pytest.mark.parametrize("steps", [0, 9, 2.5, True, "4", [4], -1])
@@ -243,6 +245,7 @@ def test_api_refuses_bad_steps(client, steps):
         ("E_SIZE", {"size": "1x1"}),
         ("E_SAMPLER", {"sampler": "../../x"}),
         ("E_ROLE", {"role": "admin"}),
+        ("E_MODEL", {"model": "../../etc"}),
     ],
 )
 def test_api_refuses_what_no_client_sends(page, client, code, values):
@@ -287,7 +290,7 @@ def test_the_page_agrees_with_the_pipeline():
         Request(PROMPT, width=width, height=height)
 
 
-@pytest.mark.parametrize("text", [text for row in tab.TABS for text in row.examples])
+@pytest.mark.parametrize("text", [example[row.fills.index("prompt")] for row in tabs.TABS.values() for example in row.examples])
 def test_examples_are_of_the_world(text):
     assert set(text.split()) <= set(world.vocabulary())
 

@@ -7,6 +7,7 @@ import sys
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from videolcm.errors import AppError
 from videolcm.video import read_settings, require_writable, sha256_of, write_mp4
@@ -84,7 +85,24 @@ def test_settings_of_others(tmp_path, comment):
         read_settings(path)
 
 
-@pytest.mark.parametrize("data", [b"", b"hello", b"#EXTM3U\n#EXTINF:1,\nfile:///etc/hostname\n", b"ffconcat version 1.0\nfile other.mp4\n"])
+@pytest.mark.parametrize("kind", ["mp4", "GIF", "PNG"])
+def test_settings_of_a_file_that_was_cut_anywhere(tmp_path, kind):
+    path = tmp_path / "a"
+    if kind == "mp4":
+        write_mp4(path, gradient(8), 8, SETTINGS)
+    else:
+        Image.fromarray(gradient(1)[0]).save(path, kind)
+    whole = path.read_bytes()
+    for size in range(0, 200, 3):
+        path.write_bytes(whole[:size])
+        with pytest.raises(AppError, match="E_NO_SETTINGS"):
+            read_settings(path)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"hello", b"GIF89a", b"\x89PNG\r\n\x1a\n", b"#EXTM3U\n#EXTINF:1,\nfile:///etc/hostname\n", b"ffconcat version 1.0\nfile other.mp4\n"],
+)
 def test_settings_of_no_video(tmp_path, data):
     (tmp_path / "a.mp4").write_bytes(data)
     with pytest.raises(AppError, match="E_NO_SETTINGS"):

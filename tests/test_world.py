@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from videolcm.render import FPS, Camera, Scene, render
-from videolcm.solids import Solid, intersect
-from videolcm.world import ATTRIBUTES, DISTANCE, SIZES, Toy, free_sample, plot, sample, stage, vocabulary
+from videolcm.solids import Solid, blocked, intersect, surface
+from videolcm.world import ATTRIBUTES, DISTANCE, SIZES, Toy, free_sample, plot, read_prompt, sample, stage, vocabulary
 
 FACING = np.eye(3, dtype=np.float32)[None]
 
@@ -62,10 +62,10 @@ def test_hits_lie_on_the_surface_and_normals_point_outwards(shape):
     rng = np.random.default_rng(0)
     solid = Solid(shape, np.array([0.8, 1.1, 0.6], np.float32), np.array([[0, 0, 5]], np.float32), FACING, np.ones(3))
     directions = np.stack([rng.uniform(-0.2, 0.2, 4000), rng.uniform(-0.25, 0.25, 4000), np.ones(4000)]).astype(np.float32)
-    t, normal, _ = intersect(solid, 0, np.zeros((3, 1), np.float32), directions, surface=True)
+    t = intersect(solid, 0, np.zeros((3, 1), np.float32), directions)
     hit = np.isfinite(t)
-    p = ((directions * np.where(hit, t, 0)) - np.array([[0], [0], [5]])) / solid.scale[:, None]
-    p, normal = p[:, hit], normal[:, hit]
+    points = directions[:, hit] * t[hit]
+    p, normal = (points - np.array([[0], [0], [5]])) / solid.scale[:, None], surface(solid, 0, points)[0]
     outside = {
         "sphere": lambda: np.linalg.norm(p, axis=0),
         "cube": lambda: np.abs(p).max(0),
@@ -75,6 +75,13 @@ def test_hits_lie_on_the_surface_and_normals_point_outwards(shape):
     assert hit.sum() > 500
     np.testing.assert_allclose(outside, 1, atol=2e-3)
     assert ((normal * (p - np.array([[0], [-0.2], [0]]))).sum(0) > 0).all()
+
+
+def test_a_share_of_the_rays_is_blocked():
+    solid = Solid("sphere", np.ones(3, np.float32), np.array([[0, 0, 5]], np.float32), FACING, np.ones(3))
+    ways = np.array([[0, 0, 1], [0, 0, -1], [0, 1, 0], [0.1, 0, 1]], np.float32)
+    points = np.array([[0, 9], [0, 0], [0, 0]], np.float32)  # one in front of the solid, one beside it
+    assert blocked(solid, 0, points, ways).tolist() == [0.5, 0]
 
 
 @pytest.mark.parametrize(
@@ -153,3 +160,35 @@ def test_the_clip_lasts_as_long_as_its_frames():
     assert FPS == 8 and len(long) == 32
     np.testing.assert_allclose(long[:16], short)
     assert DISTANCE > 0
+
+
+# ---- reading prompts
+
+
+def test_generated_captions_are_read_as_they_were_meant():
+    plots = [plot(seed) for seed in range(500)]
+    assert sum(read_prompt(told.caption) == told.said for told in plots) >= 0.99 * len(plots)
+    assert {len(told.said) for told in plots} == {2, 3}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [
+        ("a red ball rolls to the left over snow", ({"shape": "sphere", "colour": "red", "motion": "left"}, {"floor": "snow"})),
+        ("At NIGHT, a small cube!", ({"shape": "cube", "size": "small"}, {"sky": "night"})),
+        ("a red dragon and a ball in the deep snow", ({"shape": "sphere"}, {"floor": "snow"})),
+        ("a green cone on a green lawn under a blue sky", ({"shape": "cone", "colour": "green"}, {"floor": "grass", "sky": "day"})),
+        ("a ball spins and a box", ({"shape": "sphere", "motion": "spin"}, {"shape": "cube"}, {})),
+        ("a drum, big blue", ({"shape": "cylinder"}, {})),
+        ("jumps", ({},)),
+        ("", ({},)),
+    ],
+)
+def test_prompts_of_people(prompt, said):
+    assert read_prompt(prompt) == said
+
+
+def test_every_attribute_that_is_read_exists():
+    for seed in range(100):
+        for named in read_prompt(plot(seed).caption):
+            assert all(value in ATTRIBUTES[name] for name, value in named.items())

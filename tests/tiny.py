@@ -1,16 +1,18 @@
 """Networks of Toybox small enough for tests, with random weights where training would have left none at zero, and invented clips."""
 
 import torch
+from safetensors.torch import save_file
 
-from videolcm.data import Clips
+from videolcm.data import Clips, latent_path
 from videolcm.models.base import ModelInfo
 from videolcm.models.toybox import Codec, CodecConfig, Denoiser, DenoiserConfig, TextConfig, TextEncoder, Toybox
+from videolcm.shipping import ship
 from videolcm.world import plot
 
 WORDS = ("a", "ball", "blue", "cube", "grass", "on", "red", "rolls", "snow")
-CODEC = CodecConfig(latent=4, widths=(8, 16, 32), encoder_blocks=(0, 1, 1), decoder_blocks=(0, 1, 1))
+CODEC = CodecConfig(latent=4, widths=(16, 12, 8), blocks=(1, 1, 1))
 TEXT = TextConfig(words=WORDS, width=16, heads=2, depth=1, length=10)
-DENOISER = DenoiserConfig(latent=4, context=16, width=32, depth=1, heads=2, stem=16, maps=8)
+DENOISER = DenoiserConfig(latent=4, context=16, width=32, depth=1, heads=2, stem=16, maps=8, backdrop=16)
 
 
 def randn(seed, *shape):
@@ -28,7 +30,9 @@ def awake(net, seed=0):
 
 def codec(seed=0):
     torch.manual_seed(seed)
-    return awake(Codec(CODEC)).eval()
+    net = awake(Codec(CODEC)).eval()
+    net.basis.copy_(torch.linalg.qr(randn(seed, net.basis.shape[1], CODEC.latent))[0].T)
+    return net
 
 
 def text(seed=1):
@@ -58,6 +62,20 @@ def clips(count=6, f=2, side=4):
     made.arrays = {"latents": torch.randn((count, 4, f, side, side), generator=g).half(), "ids": ids, **bytes_of}
     made.plots = [plot(seed) for seed in range(count)]
     return made
+
+
+def teacher_folder(folder):
+    """A folder that the door loads, with a teacher and a student."""
+    for part, make in {"codec": codec, "text": text, "teacher": denoiser, "student": lambda: denoiser(9)}.items():
+        ship(folder, part, make())
+    return folder
+
+
+def data_folder(folder):
+    """A folder of cached clips."""
+    folder.mkdir()
+    save_file(clips().arrays, latent_path(folder, "plain", 0))
+    return folder
 
 
 SHAPES = {"depth": (), "edges": (), "rgb": (3,)}

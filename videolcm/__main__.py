@@ -7,30 +7,37 @@ networks or pages.
 
 import json
 import sys
+from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 from .arguments import Parser, exit_code, number
+from .convert_verb import convert_arguments, run_convert
 from .errors import AppError
+from .guide_arguments import guide_arguments, material_of
 from .measure_verbs import bench_arguments, evaluate_arguments, run_bench, run_evaluate
 from .train_verbs import distill_arguments, pretrain_arguments, run_distill, run_pretrain
 
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-def request_arguments(parser):
+ONE_COUNT = "1 to 8 with lcm and tcd (default 4), 1 to 100 with ddim (default 50)"
+
+
+def request_arguments(parser, steps=ONE_COUNT, sampler="lcm, tcd or ddim (default: what the role is made for)"):
     """What says which clip to make; shared by the verbs that make clips. Ranges are the Request's to check."""
     parser.add_argument("prompt", metavar="PROMPT", help="what to see, 1 to 512 characters")
     parser.add_argument("--model", default="toybox", metavar="REF", help="a model's name or folder (default: toybox)")
     parser.add_argument("--role", default="student", metavar="ROLE", help="student (few steps, default) or teacher (many)")
     parser.add_argument("--task", default="text", metavar="TASK", help="text, depth, sketch or inpaint (default: text)")
-    parser.add_argument("--steps", type=number, metavar="N", help="1 to 8 with lcm (default 4), 1 to 100 with ddim (default 50)")
+    parser.add_argument("--steps", type=number, metavar="N", help=steps)
     parser.add_argument("--seed", type=number, default=0, metavar="N", help="0 to 2147483647 (default: 0)")
-    parser.add_argument("--sampler", metavar="NAME", help="lcm or ddim (default: what the role is made for)")
+    parser.add_argument("--sampler", metavar="NAME", help=sampler)
     parser.add_argument("--guidance", type=number, metavar="W", help="w of the paper's Eq. 5, 0 to 30 (default: the model's own)")
+    parser.add_argument("--gamma", type=number, metavar="G", help="randomness of tcd, 0 to 1 (default: 0.3)")
     parser.add_argument("--frames", type=number, default=16, metavar="N", help="8 to 32 (default: 16)")
     parser.add_argument("--size", default="256x256", metavar="WxH", help="multiples of 32 from 128 to 512 (default: 256x256)")
-    parser.add_argument("--video", metavar="IN", help="the video that depth, sketch and inpaint follow")
-    parser.add_argument("--mask", metavar="IN", help="the hole that inpaint fills")
+    guide_arguments(parser)
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: the best there is)")
     parser.add_argument("--dtype", metavar="NAME", help=f"{', '.join(DTYPES)} (default: what suits the device)")
 
@@ -43,44 +50,101 @@ def generate_arguments(parser):
 
 def run_generate(args):
     """Make one clip; returns the JSON object."""
-    from .pipeline import generate, save
+    from .pipeline import generate, save, told
     from .video import require_writable
 
-    request = request_of(args)
+    request, notices = request_of(args)
     for path in filter(None, (args.out, args.npy)):
         require_writable(path)
     result = watched(generate(load_model(args), request))
-    result = save(result, args.out)
+    result = replace(save(result, args.out), notices=(*notices, *result.notices))
     if args.npy:
         save_frames(args.npy, result.frames)
     for notice in result.notices:
         report(notice)
+    return {"out": str(args.out), **told(result)}
+
+
+def compare_arguments(parser):
+    request_arguments(parser, "numbers of steps, with commas (default: 1,2,4,8)", "one or several with commas (default: what the role is made for)")
+    parser.set_defaults(steps="1,2,4,8")
+    parser.add_argument("--teacher-steps", type=number, default=50, metavar="N", help="DDIM steps of the reference, 0 for none (default: 50)")
+    parser.add_argument("--out", type=Path, default=Path("grid.mp4"), metavar="FILE", help="the labelled mp4 to write (default: grid.mp4)")
+    parser.add_argument("--sheet", type=Path, metavar="FILE", help="also write a contact sheet, a PNG")
+    parser.add_argument("--gif", type=Path, metavar="FILE", help="also write the grid as a GIF")
+
+
+def run_compare(args):
+    """Make one clip in several ways, beside the teacher's; returns the JSON object."""
+    from .compare import CellDone, CellProgress, compare, requests_of, row
+    from .video import require_writable
+
+    request, notices = request_of(Namespace(**{**vars(args), "steps": None, "sampler": "lcm"}))
+    cells, reference = cells_of(args)
+    roles = {cell.role for cell in requests_of(request, cells, reference)}
+    for path in filter(None, (args.out, args.sheet, args.gif)):
+        require_writable(path)
+    models, done = {role: load_model(Namespace(**{**vars(args), "role": role})) for role in sorted(roles)}, {}
+    for event in compare(models, request, cells, reference):
+        if isinstance(event, CellProgress):
+            report(f"{event.cell}: {event.progress.stage} {event.progress.i}/{event.progress.n}")
+        elif isinstance(event, CellDone):
+            done[event.cell] = event  # the second time with the figures beside the reference
+    done = list(done.values())
+    write_comparison(args, done)
+    for sentence in dict.fromkeys(
+        [*notices, *done[0].result.notices, *(f"{one.cell}: {one.metrics['warning']}" for one in done if one.metrics["warning"])]
+    ):
+        report(sentence)
     return {
-        "out": str(args.out),
-        "nfe": result.nfe,
-        "seconds": {stage: round(seconds, 4) for stage, seconds in result.seconds.items()},
-        "sha256": result.sha256,
-        "settings": result.settings,
-        "notices": result.notices,
+        **{name: path and str(path) for name, path in (("out", args.out), ("sheet", args.sheet), ("gif", args.gif))},
+        "cells": [row(one, reference) for one in done],
     }
+
+
+def write_comparison(args, done):
+    """The files that the arguments name, each with the settings of every cell."""
+    from .grid import write_gif, write_grid, write_sheet
+
+    tiles, fps = [(one.label, one.result.frames) for one in done], done[0].result.settings["fps"]
+    settings = {"cells": [one.result.settings for one in done]}
+    write_grid(args.out, tiles, fps, settings)
+    if args.sheet:
+        write_sheet(args.sheet, tiles, settings)
+    if args.gif:
+        write_gif(args.gif, tiles, fps, settings)
+
+
+def cells_of(args):
+    """The cells that the arguments name, every sampler with every number of steps, and the reference or None."""
+    from .compare import Cell
+    from .pipeline import SAMPLER_OF
+
+    samplers = str(args.sampler or SAMPLER_OF[args.role]).split(",")
+    cells = [Cell(args.role, sampler, number(steps)) for sampler in samplers for steps in str(args.steps).split(",") if steps]
+    return cells, None if args.teacher_steps == 0 else Cell("teacher", "ddim", args.teacher_steps)
 
 
 VERBS = {  # verb: (what it does, declares its arguments, runs and returns the JSON object)
     "generate": ("make one clip from a prompt", generate_arguments, run_generate),
+    "compare": ("make one clip in several ways, side by side", compare_arguments, run_compare),
     "pretrain": ("make what assets/toybox holds, stage by stage", pretrain_arguments, run_pretrain),
     "evaluate": ("text match over many prompts, by the judge", evaluate_arguments, run_evaluate),
     "bench": ("speed and size on this machine", bench_arguments, run_bench),
     "distill": ("train a student of a teacher (Sec. 3.2)", distill_arguments, run_distill),
+    "convert": ("make a model folder of an official .pth", convert_arguments, run_convert),
 }
 
 
 def request_of(args):
-    """The arguments as a Request. AppError for the first one that is out of range."""
-    from .pipeline import SAMPLER_OF, Request, one_of, size_of
+    """(Request, sentences on the files it follows) of the arguments. AppError for the first one that is out of range."""
+    from .pipeline import SAMPLER_OF, one_of, size_of
+    from .uploads import request_with
 
     one_of(args.role, SAMPLER_OF, "E_ROLE")
     width, height = size_of(args.size)
-    request = Request(
+    return request_with(
+        material_of(args),
         prompt=args.prompt,
         steps=args.steps,
         seed=args.seed,
@@ -89,11 +153,12 @@ def request_of(args):
         height=height,
         sampler=args.sampler or SAMPLER_OF[args.role],
         guidance=args.guidance,
+        gamma=args.gamma,
         task=args.task,
+        extractor=args.extractor,
+        also=(args.also,) if args.also else (),
+        strength=args.strength,
     )
-    if request.task == "text" and (args.video or args.mask):
-        raise AppError("E_ARGUMENTS", detail="the task text takes no --video or --mask")
-    return request
 
 
 def load_model(args):

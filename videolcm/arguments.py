@@ -30,6 +30,31 @@ def number(text):
     return text
 
 
+def positive(value, name):
+    """A whole number from 1. AppError E_NUMBER."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 10**9:
+        raise AppError("E_NUMBER", name=name, range="a whole number from 1", given=value)
+    return value
+
+
+def between(value, name, low, high):
+    """A number in low..high. AppError E_NUMBER."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise AppError("E_NUMBER", name=name, range=f"a number from {low} to {high}", given=value)
+    return value
+
+
+def skips_of(text):
+    """ "100,20" as (100, 20). AppError E_NUMBER."""
+    values = [number(part) for part in str(text).split(",")]
+    for value in values:
+        if not isinstance(value, int) or not 1 <= value <= 999:
+            raise AppError("E_NUMBER", name="skip", range="a whole number from 1 to 999, or several with commas", given=text)
+    return tuple(values)
+
+
 def exit_code(run):
     """Call `run()`: 0, 2 with one line on stderr for an AppError, 130 for Ctrl-C."""
     try:

@@ -6,18 +6,22 @@ the manifest comes last, so a checkpoint without one does not exist. It knows no
 
 import hashlib
 import json
+import logging
 import os
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from .errors import AppError
 
 KEEP = 2  # checkpoints of a run: the newest, and one to fall back on
 
+log = logging.getLogger(__name__)
+
 
 def write_atomic(path, write):
-    """`write(temporary)` makes the file; it appears at `path` complete and synced, or not at all."""
+    """`write(temporary)` makes the file; it appears at `path` complete and synced, or not at all. AppError E_DISK where it cannot be written."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -25,6 +29,8 @@ def write_atomic(path, write):
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise AppError("E_DISK", given=path.name) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -56,29 +62,53 @@ def sha256_of(path):
 
 
 def save_checkpoint(folder, step, tensors, state):
-    """Step number `step` of a run: tensors and JSON-able `state`. Older ones than the newest KEEP are removed."""
+    """Step number `step` of a run: tensors and JSON-able `state`. The newest KEEP up to this step stay; later ones are another run's.
+
+    AppError E_DISK where it cannot be written; then those before are all there still.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     weights, manifest = folder / f"step-{step:08d}.safetensors", folder / f"step-{step:08d}.json"
     sha256 = write_weights(weights, tensors)
     write_json(manifest, {"step": step, "sha256": sha256, "state": state})
-    for old in sorted(folder.glob("step-*.json"))[:-KEEP]:
+    mine = [path for path in sorted(folder.glob("step-*.json")) if path.stem <= manifest.stem]
+    for old in set(folder.glob("step-*.json")).difference(mine[-KEEP:]):
         old.unlink()
         old.with_suffix(".safetensors").unlink(missing_ok=True)
 
 
 def load_checkpoint(folder):
-    """(step, tensors, state) of the newest checkpoint in `folder` that is whole; leftovers of a broken save are removed.
+    """(step, tensors, state) of the newest checkpoint in `folder` that is whole; each damaged one that is passed over is logged.
 
     Raises AppError E_NO_CHECKPOINT where there is none, E_CHECKPOINT where there are some and each is damaged.
     """
     folder = Path(folder)
-    for leftover in folder.glob(".*.tmp"):
-        leftover.unlink()
     manifests = sorted(folder.glob("step-*.json"), reverse=True)
     for manifest in manifests:
-        found = json.loads(manifest.read_text(encoding="utf-8"))
-        weights = manifest.with_suffix(".safetensors")
-        if weights.exists() and sha256_of(weights) == found["sha256"]:
+        found, weights = read_manifest(manifest), manifest.with_suffix(".safetensors")
+        if found and weights.exists() and sha256_of(weights) == found["sha256"]:
             return found["step"], load_file(weights), found["state"]
+        log.warning("The checkpoint %s is damaged; the one before is used.", manifest.stem)
     raise AppError("E_CHECKPOINT" if manifests else "E_NO_CHECKPOINT", given=folder.name)
+
+
+def read_manifest(path):
+    """What a checkpoint's manifest says, None where it is not whole."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    whole = isinstance(found, dict) and found.keys() == {"step", "sha256", "state"} and isinstance(found["state"], dict)
+    return found if whole and isinstance(found["step"], int) and path.stem == f"step-{found['step']:08d}" else None
+
+
+def remove_leftovers(folder):
+    """Removes what a killed process left of a save in `folder`: temporary files, safetensors' own too, and weights without a manifest.
+
+    Only for the process whose run it is: another's unfinished save looks the same.
+    """
+    folder = Path(folder)
+    temporary = [*folder.glob(".*.tmp"), *folder.glob(".tmp*")]
+    alone = [path for path in folder.glob("step-*.safetensors") if not path.with_suffix(".json").exists()]
+    for leftover in temporary + alone:
+        leftover.unlink()

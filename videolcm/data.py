@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
@@ -96,7 +97,8 @@ def cache_latents(folder, encode):
 def cache_shard(path, target, encode):
     rows, kept = load_file(path), {}
     pixels = torch.from_numpy(rows["frames"]).permute(0, 4, 1, 2, 3)  # (N, 3, F, H, W) uint8
-    kept["latents"] = torch.cat([encode(clip[None].float() / 127.5 - 1) for clip in pixels]).half().numpy()  # (N, 24, 4, 16, 16)
+    latents = torch.cat([encode(clip[None].float() / 127.5 - 1) for clip in pixels])  # (N, 48, 4, 16, 16)
+    kept["latents"] = latents.half().contiguous().numpy()  # safetensors writes memory as it lies
     kept["rgb"] = shrunk(rows["frames"], 4)  # (N, 16, 64, 64, 3): what surrounds a hole
     kept["look"] = shrunk(rows["frames"][:, ::2], 2)  # (N, 8, 128, 128, 3): what the judge sees
     kept |= {name: rows[name] for name in ("depth", "edges", "ids")}
@@ -143,19 +145,26 @@ def read_only(path, names):
 # ---- conditions of a training batch
 
 
-def conditions(clips, chosen, encode_text, g, rng, drop_text=0.1):
-    """The Conditions of a batch, maps dropped as the teacher is trained, text in `drop_text` of it. encode_text: prompts -> context."""
+MAPS = ("depth", "sketch", "masked")
+
+
+def conditions(clips, chosen, encode_text, g, rng, drop_text=0.1, drop_maps=0.4, kept=MAPS):
+    """The Conditions of a batch, text dropped in `drop_text` of it, all maps in `drop_maps`, else each with a chance of half; none but `kept`.
+
+    encode_text: prompts -> context. What is drawn does not depend on what is kept.
+    """
     count = len(chosen)
     captions = [clips.caption(int(i), rng) if rng.random() >= drop_text else "" for i in chosen]
-    any_map = torch.rand(count, 1, generator=g) > 0.4
+    any_map = torch.rand(count, 1, generator=g) > drop_maps
     keep = (torch.rand(count, 3, generator=g) < 0.5) & any_map
     maps = {
         "depth": bent(clips.arrays["depth"][chosen], g, 0.8, 1.25),
-        "sketch": bent(clips.arrays["edges"][chosen], g, 0.6, 1.6),
+        "sketch": drawn(bent(clips.arrays["edges"][chosen], g, 0.6, 1.6), g),
         "masked": masked_picture(clips.arrays["rgb"][chosen], clips.arrays["ids"][chosen], rng),
     }
     for i, name in enumerate(maps):
-        maps[name] = torch.where(keep[:, i, None, None, None, None], maps[name], -1.0)
+        shown = keep[:, i] & (name in kept)  # (B,)
+        maps[name] = torch.where(shown[:, None, None, None, None], maps[name], -1.0)
     with torch.no_grad():
         return Conditions(encode_text(captions), **maps)
 
@@ -164,6 +173,14 @@ def bent(maps, g, low, high):
     """uint8 maps (B, F, h, w) -> (B, 1, F, h, w) in [0, 1], each bent by a power of its own: no map of a real clip is exact."""
     power = low + (high - low) * torch.rand(len(maps), 1, 1, 1, 1, generator=g)
     return (maps[:, None].float() / 255) ** power
+
+
+def drawn(edges, g):
+    """Exact outlines (B, 1, F, h, w) as extractors draw them: some thicker, some thick and soft."""
+    thick = F.max_pool3d(edges, (1, 3, 3), 1, (0, 1, 1))
+    soft = F.avg_pool3d(thick, (1, 3, 3), 1, (0, 1, 1), count_include_pad=False)
+    kind = torch.randint(3, (len(edges), 1, 1, 1, 1), generator=g)
+    return torch.where(kind == 0, edges, torch.where(kind == 1, thick, soft))
 
 
 def masked_picture(rgb, ids, rng):

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from .checkpoint import write_json
-from .data import CLIPS_PER_SHARD, Clips, cache_latents, conditions, render_shards
+from .data import CLIPS_PER_SHARD, MAPS, Clips, cache_latents, conditions, render_shards
+from .errors import AppError
 from .models.toybox import write_network
 from .schedule import consistency, guide
 from .training import Stage, averaged_weights, generator
@@ -32,6 +33,7 @@ class DistillConfig:
     ema: float = 0.95  # Sec. 4.1
     share_last: float = 0.5  # of a batch at t = 999
     seed: int = 0
+    conditions: tuple[str, ...] = ("text", *MAPS)  # what the student learns to follow
 
 
 def distill_stage(teacher, clips, config):
@@ -41,7 +43,8 @@ def distill_stage(teacher, clips, config):
     def loss(net, target, iteration):
         g, rng = generator(51 + config.seed, iteration), np.random.default_rng((51 + config.seed, iteration))
         chosen = torch.randint(len(clips), (config.batch,), generator=g)
-        cond = conditions(clips, chosen, teacher.encode_text, g, rng, drop_text=0.0).map(lambda value: value.to(teacher.device))
+        drop_text = 0.0 if "text" in config.conditions else 1.0
+        cond = conditions(clips, chosen, teacher.encode_text, g, rng, drop_text, kept=config.conditions).map(lambda value: value.to(teacher.device))
         x0 = clips.arrays["latents"][chosen].float().to(teacher.device)
         skip = config.skips[iteration * len(config.skips) // config.iterations]
         student, average = teacher.with_denoiser(net).denoise, teacher.with_denoiser(target).denoise
@@ -72,6 +75,13 @@ def toybox_clips(folder, teacher, report, least=600):
             report(f"rendered {index + 1}/{shards}")
         for path in cache_latents(folder, teacher.encode):
             report(f"encoded {path.stem}")
+    return cached_clips(folder)
+
+
+def cached_clips(folder):
+    """The cached clips that lie in `folder`, latents-plain-*.safetensors as `data.cache_latents` writes them. AppError E_DATA if there are none."""
+    if not any(Path(folder).glob("latents-plain-*.safetensors")):
+        raise AppError("E_DATA", given=Path(folder).name)
     return Clips(folder, ("plain",), ("latents", "depth", "edges", "ids", "rgb"))
 
 

@@ -1,7 +1,7 @@
 """How well a model does what prompts say, over a file of prompts: a row of figures for each number of steps.
 
-In: a student, its teacher, prompts with their seeds. Out: rows with the judge's text match per attribute and its bootstrap error, beside what
-rendered clips reach. All rows share prompts and noise. It knows nothing about pages.
+In: a student, its teacher, prompts with their seeds. Out: rows with the judge's text match per attribute and its bootstrap error, the motion
+beside the teacher's, and a Frechet distance from rendered clips. All rows share prompts and noise. It knows nothing about pages.
 """
 
 import json
@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from .errors import AppError
-from .metrics import judge, text_match
+from .judge import judge, look, text_match
+from .metrics import LOST, frechet_distance, motion, motion_ratio, optical_flow
 from .models.base import Conditions
 from .pipeline import to_frames
 from .sampling import SAMPLERS, Noise, guided
@@ -47,49 +48,75 @@ def clips(model, prompts, seeds, steps, sampler, guidance=0.0, frames=16, size=(
     return np.stack([to_frames(model.decode(one[None], frames)) for one in latents])
 
 
-def matches(model, rows, steps, sampler, guidance=0.0):
-    """Text match of each prompt: a list of {attribute: share}. Yields (done, list) as batches finish."""
-    net, found = judge(), []
+def made_clips(model, rows, steps, sampler, guidance=0.0):
+    """Yields what `clips` makes of each row of prompts, in turn."""
     for at in range(0, len(rows), BATCH):
         part = rows[at : at + BATCH]
-        made = clips(model, [row["prompt"] for row in part], [row["seed"] for row in part], steps, sampler, guidance)
-        found += [text_match(net, frames, row["said"]) for frames, row in zip(made, part, strict=True)]
-        yield len(found), found
+        yield from clips(model, [row["prompt"] for row in part], [row["seed"] for row in part], steps, sampler, guidance)
 
 
-def rendered_matches(rows):
-    """What the judge says of the rendered clips of the same seeds: the most that can be reached."""
-    net, found = judge(), []
+def rendered_clips(rows):
+    """Yields the rendered clips of the same seeds: the most that can be reached."""
     for row in rows:
-        found.append(text_match(net, sample(row["seed"]).render().frames, row["said"]))
-        yield len(found), found
+        yield sample(row["seed"]).render().frames
 
 
-def summary(found):
-    """{attribute: mean, "mean": mean, "error": standard error of the mean by 1000 bootstrap draws}."""
-    means = np.array([row["mean"] for row in found])
+def seen(frames, said):
+    """What is kept of one clip: {"match": as `text_match`, "motion": pixels per frame, "features": the judge's (D,)}."""
+    net = judge()
+    with torch.no_grad():
+        features = net.features(look(frames[None]))[0].mean(0)
+    return {"match": text_match(net, frames, said), "motion": motion(optical_flow(frames)), "features": features.numpy()}
+
+
+def summary(found, rendered, reference):
+    """A row of figures from what was `seen` of its clips, of the rendered ones and of the reference, the many-step teacher.
+
+    {attribute: share that is right, "mean": mean, "error": its standard error by 1000 bootstrap draws, "frechet": distance of the judge's
+    features from those of rendered clips, "motion_ratio": mean motion over the reference's, "lost": clips with under 60 % of the reference's}.
+    """
+    matches = [row["match"] for row in found]
+    means = np.array([row["mean"] for row in matches])
     draws = np.random.default_rng(0).integers(0, len(means), (1000, len(means)))
-    shares = {name: float(np.mean([row[name] for row in found if name in row])) for name in ATTRIBUTES if any(name in row for row in found)}
-    return {**shares, "mean": float(means.mean()), "error": float(means[draws].mean(1).std())}
+    shares = {name: float(np.mean([row[name] for row in matches if name in row])) for name in ATTRIBUTES if any(name in row for row in matches)}
+    ratios = [motion_ratio(row["motion"], goal["motion"]) for row, goal in zip(found, reference, strict=True)]
+    return {
+        **shares,
+        "mean": float(means.mean()),
+        "error": float(means[draws].mean(1).std()),
+        "frechet": frechet_distance(*(np.stack([row["features"] for row in rows]) for rows in (found, rendered))) if len(found) > 1 else None,
+        "motion_ratio": float(np.mean([row["motion"] for row in found]) / np.mean([row["motion"] for row in reference])),
+        "lost": sum(ratio is not None and ratio < LOST for ratio in ratios),
+    }
 
 
 def evaluate(student, teacher, rows, steps=(1, 2, 4, 8), teacher_steps=(50,)):
-    """Yields (line, None) of progress and (name, figures) of each finished row: rendered, teacher, the undistilled teacher, student."""
-    plan = [("rendered clips", rendered_matches(rows))]
-    plan += [(f"teacher, DDIM {n}", matches(teacher, rows, n, "ddim", teacher.info.guidance)) for n in teacher_steps]
-    plan += [(f"teacher undistilled, LCM {n}", matches(teacher, rows, n, "lcm", teacher.info.guidance)) for n in steps]
-    plan += [(f"student, LCM {n}", matches(student, rows, n, "lcm")) for n in steps]
-    for name, work in plan:
-        for done, found in work:
-            yield f"{name}: {done}/{len(rows)}", None
-        yield name, summary(found)
+    """Yields (line, None) of progress and (name, figures) of each finished row: rendered, teacher, the undistilled teacher, student.
+
+    The first of `teacher_steps` is the reference of motion; without it the rendered clips are.
+    """
+    w, kept = teacher.info.guidance, {}
+    plan = [("rendered clips", rendered_clips(rows))]
+    plan += [(f"teacher, DDIM {n}", made_clips(teacher, rows, n, "ddim", w)) for n in teacher_steps]
+    plan += [(f"teacher undistilled, LCM {n}", made_clips(teacher, rows, n, "lcm", w)) for n in steps]
+    plan += [(f"student, LCM {n}", made_clips(student, rows, n, "lcm")) for n in steps]
+    for name, made in plan:
+        kept[name] = []
+        for frames, row in zip(made, rows, strict=True):
+            kept[name].append(seen(frames, row["said"]))
+            yield f"{name}: {len(kept[name])}/{len(rows)}", None
+        rendered = kept[plan[0][0]]
+        yield name, summary(kept[name], rendered, kept.get(plan[1][0], rendered) if teacher_steps else rendered)
 
 
 def table(rows):
     """{name: figures} as a markdown table."""
     names = [name for name in ATTRIBUTES if any(name in row for row in rows.values())]
-    lines = ["| clips | " + " | ".join([*names, "mean"]) + " |", "|---" * (len(names) + 2) + "|"]
+    heads = ["clips", *names, "mean", "motion kept", "lost", "Frechet"]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for name, row in rows.items():
         cells = [f"{row[attribute]:.2f}" if attribute in row else "" for attribute in names]
-        lines.append(f"| {name} | " + " | ".join([*cells, f"{row['mean']:.3f} ± {row['error']:.3f}"]) + " |")
+        distance = "" if row["frechet"] is None else f"{row['frechet']:.2f}"
+        cells += [f"{row['mean']:.3f} ± {row['error']:.3f}", f"{row['motion_ratio']:.2f}", str(row["lost"]), distance]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

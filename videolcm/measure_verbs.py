@@ -15,6 +15,7 @@ def evaluate_arguments(parser):
     parser.add_argument("--model", default="toybox", metavar="REF", help="the student and its teacher (default: toybox)")
     parser.add_argument("--prompts", metavar="FILE", help="JSON lines with prompt, seed and said (default: the held-out ones)")
     parser.add_argument("--count", type=number, default=100, metavar="N", help="how many of them (default: 100)")
+    parser.add_argument("--task", default="text", metavar="TASK", help="text, or depth, sketch, inpaint: how well rendered clips are followed")
     parser.add_argument("--steps", default="1,2,4,8", metavar="LIST", help="the student's steps (default: 1,2,4,8)")
     parser.add_argument("--teacher-steps", default="50", metavar="LIST", help="the teacher's DDIM steps (default: 50)")
     parser.add_argument("--guidance", type=number, metavar="W", help="the teacher's w (default: its own)")
@@ -31,14 +32,23 @@ def run_evaluate(args):
     student, teacher = models.load(args.model), models.load(args.model, role="teacher")
     if args.guidance is not None:
         teacher.info = replace(teacher.info, guidance=float(args.guidance))
-    found = {}
-    for name, figures in evaluate(student, teacher, rows[:count], steps_of(args.steps, 8), steps_of(args.teacher_steps, 100)):
+    plan, found = (steps_of(args.steps, 8), steps_of(args.teacher_steps, 100)), {}
+    if args.task == "text":
+        events = evaluate(student, teacher, rows[:count], *plan)
+    else:
+        from .evaluate_guided import FIGURES, evaluate_guided
+        from .evaluate_guided import guided_table as table
+        from .pipeline import one_of
+
+        one_of(args.task, FIGURES, "E_TASK")
+        events = evaluate_guided(student, teacher, rows[:count], args.task, *plan)
+    for name, figures in events:
         if figures is None:
             tell(name)
         else:
             found[name] = figures
     tell(table(found))
-    return {"prompts": len(rows[:count]), "rows": found}
+    return {"task": args.task, "prompts": len(rows[:count]), "rows": found}
 
 
 def bench_arguments(parser):
@@ -52,7 +62,7 @@ def run_bench(args):
     from . import models
     from .bench import quick
     from .evaluate import evaluate, read_prompts, table
-    from .metrics import has_judge
+    from .judge import has_judge
 
     figures = quick(tell)
     if args.count and not has_judge():

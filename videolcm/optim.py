@@ -11,9 +11,9 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the Newton-Schulz iteration, Jord
 TABLES = ("embed", "slots", "places", "table", "leave", "heads", "gain")  # matrices by shape only, or outputs: AdamW
 
 
-def orthogonal(matrices):
-    """(N, rows, columns) -> the nearest (semi-)orthogonal matrices, roughly, by five Newton-Schulz steps in bfloat16."""
-    x = matrices.bfloat16()
+def orthogonal(matrices, dtype=torch.bfloat16):
+    """(N, rows, columns) -> the nearest (semi-)orthogonal matrices, roughly, by five Newton-Schulz steps in `dtype`."""
+    x = matrices.to(dtype)
     tall = x.shape[1] > x.shape[2]
     x = x.transpose(1, 2) if tall else x
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
@@ -31,7 +31,7 @@ class MuonAdamW:
     (0.2 sqrt(max(rows, columns)), Moonlight).
     """
 
-    def __init__(self, net, weight_decay=0.01, muon=True):
+    def __init__(self, net, weight_decay=0.01, muon=True, dtype=torch.bfloat16):
         named = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
         hidden = [(name, p) for name, p in named if muon and p.ndim >= 2 and not any(part in TABLES for part in name.split("."))]
         self.groups = {}
@@ -41,7 +41,7 @@ class MuonAdamW:
         rest = [(name, p) for name, p in named if name not in self.momentum]
         self.rest = [name for name, _ in rest]
         self.adam = torch.optim.AdamW([p for _, p in rest], betas=(0.9, 0.99), weight_decay=0.0, foreach=True)
-        self.weight_decay = weight_decay
+        self.weight_decay, self.dtype = weight_decay, dtype
 
     @torch.no_grad()
     def step(self, lr):
@@ -51,7 +51,7 @@ class MuonAdamW:
             grads, momentum = [p.grad for _, p in members], [self.momentum[name] for name, _ in members]
             torch._foreach_lerp_(momentum, grads, 1 - MOMENTUM)
             nesterov = torch._foreach_lerp(grads, momentum, MOMENTUM)
-            update = orthogonal(torch.stack([g.reshape(rows, columns) for g in nesterov]))
+            update = orthogonal(torch.stack([g.reshape(rows, columns) for g in nesterov]), self.dtype)
             size = 0.2 * max(rows, columns) ** 0.5
             for (_, p), change in zip(members, update, strict=True):
                 p.mul_(1 - lr * self.weight_decay).sub_(change.view_as(p), alpha=lr * size)

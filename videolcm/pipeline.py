@@ -10,7 +10,7 @@ import re
 import time
 import unicodedata
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from numbers import Integral, Real
 
 import numpy as np
@@ -18,12 +18,12 @@ import torch
 
 from .errors import AppError
 from .models.base import TASKS, Conditions
-from .sampling import SAMPLERS, Noise, guided
+from .sampling import GAMMA, SAMPLERS, Noise, guided
 from .video import sha256_of, write_mp4
 
 MAX_PROMPT = 512  # characters
-MAX_STEPS = {"lcm": 8, "ddim": 100}
-DEFAULT_STEPS = {"lcm": 4, "ddim": 50}
+MAX_STEPS = {"lcm": 8, "tcd": 8, "ddim": 100}
+DEFAULT_STEPS = {"lcm": 4, "tcd": 4, "ddim": 50}
 SAMPLER_OF = {"student": "lcm", "teacher": "ddim"}  # what each role is made for
 STAGES = ("text", "conditions", "denoise", "decode", "write")
 WORLD = "It knows balls, cubes, cylinders and cones, their colours and sizes, how they move, what they stand on and the sky above."
@@ -33,10 +33,15 @@ WORLD = "It knows balls, cubes, cylinders and cones, their colours and sizes, ho
 class Request:
     """What somebody wants to see. It checks itself: an instance that exists is valid, its numbers are ints and its prompt is clean.
 
-    prompt: 1..512 characters once control characters are gone; steps: 1..8 for the sampler lcm, 1..100 for ddim, None for 4 or 50;
+    prompt: 1..512 characters once control characters are gone; steps: 1..8 for the samplers lcm and tcd, 1..100 for ddim, None for 4 or 50;
     seed: 0..2147483647; frames: 8..32; height, width: multiples of 32 in 128..512; guidance: w of Eq. 5 in 0..30, None for none with a
-    student and the model's own with a teacher. Whole numbers may come as 4.0, not as 2.5, "4" or True.
-    Raises AppError E_PROMPT_EMPTY, _LONG, _TEXT, E_STEPS, E_SEED, E_FRAMES, E_SIZE, E_SAMPLER, E_GUIDANCE, E_TASK.
+    student and the model's own with a teacher; gamma: of the sampler tcd in 0..1, None for 0.3; the others have no such knob.
+    task: text, or depth, sketch, inpaint, which follow `video`, uint8 (frames, height, width, 3) as `footage.read_video` makes it; inpaint
+    replaces `hole`, float32 (frames, height, width) in 0..1 as masks.py makes it. also: more maps to follow, of depth and sketch; extractor:
+    a name of conditions.EXTRACTORS for the task's own map, None for the best that is here; strength: 0..2, how strongly maps are followed.
+    Whole numbers may come as 4.0, not as 2.5, "4" or True.
+    Raises AppError E_PROMPT_EMPTY, _LONG, _TEXT, E_STEPS, E_SEED, E_FRAMES, E_SIZE, E_SAMPLER, E_GUIDANCE, E_GAMMA, E_TASK,
+    E_TASK_INPUT, E_CLIP, E_MASK_SHAPE, E_EXTRACTOR, E_ALSO, E_STRENGTH.
     """
 
     prompt: str
@@ -47,7 +52,13 @@ class Request:
     width: int = 256
     sampler: str = "lcm"
     guidance: float | None = None
+    gamma: float | None = None
     task: str = "text"
+    extractor: str | None = None
+    also: tuple[str, ...] = ()
+    strength: float = 1.0
+    video: np.ndarray | None = field(default=None, repr=False, compare=False)
+    hole: np.ndarray | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self):
         one_of(self.task, TASKS, "E_TASK")
@@ -59,14 +70,30 @@ class Request:
             "frames": whole(self.frames, 8, 32, "E_FRAMES"),
             "height": side(self.height, self),
             "width": side(self.width, self),
-            "guidance": checked_guidance(self.guidance),
+            "guidance": within(self.guidance, 0, 30, "E_GUIDANCE"),
+            "gamma": within(self.gamma, 0, 1, "E_GAMMA"),
+            "strength": 1.0 if self.strength is None else within(self.strength, 0, 2, "E_STRENGTH"),
+            "also": tuple(self.also or ()),
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
+        for name in self.also:
+            one_of(name, ("depth", "sketch"), "E_ALSO")
+        if self.task == "text":
+            for name in ("video", "hole", "extractor"):
+                if getattr(self, name) is not None:
+                    raise AppError("E_TASK_INPUT", given="text", needs=f"no {name}")
+        else:
+            check_guides(self)
 
     def settings(self):
-        """Everything that was asked for, as a dict that JSON can hold: `Request(**request.settings())` asks for the same."""
-        return asdict(self)
+        """Everything that was asked for, as a dict that JSON can hold; video and hole by the sha256 of their content.
+
+        `Request(**request.settings())` asks for the same where there is no video; else the same one must be given again.
+        """
+        asked = {f.name: getattr(self, f.name) for f in fields(self)}
+        content = {name: None if asked[name] is None else sha256_of(asked[name]) for name in ("video", "hole")}
+        return asked | content | {"also": list(self.also)}
 
 
 @dataclass(frozen=True)
@@ -89,6 +116,7 @@ class Result:
     nfe: int  # network evaluations: guidance needs two per step
     sha256: str  # of the frames
     notices: tuple[str, ...] = ()  # friendly sentences for people, such as words that the model does not know
+    maps: dict = field(default_factory=dict, repr=False)  # what was followed, by name, for people: uint8 (F, H, W, 3)
 
 
 class Stopwatch:
@@ -117,8 +145,10 @@ class Counted:
         return self.denoise(x_t, t, cond)
 
 
-def generate(model, request):
+def generate(model, request, prepare=None):
     """Yields Progress ..., then one Result. `*_, result = generate(model, request)` waits for the end.
+
+    `prepare(model, request) -> (cond, empty)` is `encode_prompt`, or something that gives the same but need not make it anew.
 
     AppError E_TASK_MODEL if the model does not do the task, E_TASK_INPUT if the task needs a video, E_NONFINITE if its values are not
     numbers. Preview and conversion to uint8 are counted in their stages' seconds; the result's write is 0 until `save`.
@@ -127,9 +157,19 @@ def generate(model, request):
     watch, denoise = Stopwatch(), Counted(model.denoise)
     yield Progress("text", 0, 1)
     with watch("text"):
-        cond, empty = encode_prompt(model, request)
+        cond, empty = (prepare or encode_prompt)(model, request)
     yield Progress("text", 1, 1)
-    steps = denoising(model, request, guided(denoise, empty, request.guidance), cond)
+    denoise_guided, maps = guided(denoise, empty, request.guidance), {}
+    if request.task != "text":
+        from . import guides  # brings OpenCV and the extractors, which text alone does without
+
+        yield Progress("conditions", 0, 1)
+        with watch("conditions"):
+            found, maps = guides.guides_of(request, model.device, model.dtype)
+            cond = guides.following(cond, found, model.device)
+        denoise_guided = guides.steered(denoise_guided, request.strength)
+        yield Progress("conditions", 1, 1, next(iter(maps.values())))
+    steps = denoising(model, request, denoise_guided, cond)
     while True:
         with watch("denoise"):
             step = next(steps, None)
@@ -140,8 +180,9 @@ def generate(model, request):
     yield Progress("decode", 0, 1)
     with watch("decode"):
         frames = decode(model, latents, request.frames)
+        frames = guides.put_back(request, frames) if maps else frames
     yield Progress("decode", 1, 1)
-    yield finished(model, request, frames, timed(watch.seconds), denoise.nfe)
+    yield finished(model, request, frames, timed(watch.seconds), denoise.nfe, maps)
 
 
 def save(result, path):
@@ -152,14 +193,25 @@ def save(result, path):
     return replace(result, seconds=timed({**result.seconds, "write": watch.seconds["write"]}))
 
 
+def told(result):
+    """A Result as JSON holds it, without the frames."""
+    return {
+        "nfe": result.nfe,
+        "seconds": {stage: round(seconds, 4) for stage, seconds in result.seconds.items()},
+        "sha256": result.sha256,
+        "settings": result.settings,
+        "notices": result.notices,
+    }
+
+
 def settle(model, request):
-    """The request with its guidance decided, once it is known that this model can do it."""
+    """The request with its guidance and gamma decided, once it is known that this model can do it."""
     if request.task not in model.info.tasks:
         raise AppError("E_TASK_MODEL", model=model.info.name, given=request.task, known=", ".join(model.info.tasks))
-    if request.task != "text":
-        raise AppError("E_TASK_INPUT", given=request.task, needs="a video, which cannot be given yet")
     own = model.info.guidance if model.info.role == "teacher" else 0.0
-    return replace(request, guidance=own if request.guidance is None else request.guidance)
+    guidance = own if request.guidance is None else request.guidance
+    gamma = GAMMA if request.gamma is None else request.gamma
+    return replace(request, guidance=guidance, gamma=gamma if request.sampler == "tcd" else None)
 
 
 @torch.no_grad()
@@ -172,7 +224,8 @@ def encode_prompt(model, request):
 def denoising(model, request, denoise, cond):
     """A generator of sampling.Step. The noise depends on the seed alone: the same for every sampler and number of steps."""
     noise = Noise(model.latent_shape(request.frames, request.height, request.width), request.seed, model.device)
-    return SAMPLERS[request.sampler](denoise, model.schedule, noise, cond, request.steps)
+    knobs = {} if request.gamma is None else {"gamma": request.gamma}
+    return SAMPLERS[request.sampler](denoise, model.schedule, noise, cond, request.steps, **knobs)
 
 
 @torch.no_grad()
@@ -195,11 +248,11 @@ def to_frames(pixels):
     return levels.round().to(torch.uint8).permute(1, 2, 3, 0).contiguous().cpu().numpy()
 
 
-def finished(model, request, frames, seconds, nfe):
+def finished(model, request, frames, seconds, nfe, maps):
     """The Result, its settings complete."""
     info = model.info
     made_by = {"model": info.name, "role": info.role, "model_sha256": info.sha256, "dtype": str(model.dtype).split(".")[-1], "fps": info.fps}
-    return Result(frames, {**request.settings(), **made_by}, seconds, nfe, sha256_of(frames), notices(model, request.prompt))
+    return Result(frames, {**request.settings(), **made_by}, seconds, nfe, sha256_of(frames), notices(model, request.prompt), maps)
 
 
 def timed(seconds):
@@ -251,6 +304,19 @@ def visible(character):
     return "" if hidden else character
 
 
+def check_guides(request):
+    """AppError for a request that follows a video it does not have, or one that does not fit."""
+    if not isinstance(request.video, np.ndarray):
+        raise AppError("E_TASK_INPUT", given=request.task, needs="a video")
+    shape = (request.frames, request.height, request.width)
+    if request.video.dtype != np.uint8 or request.video.shape != (*shape, 3):
+        raise AppError("E_CLIP", given=f"{request.video.dtype} {request.video.shape}")
+    if request.task == "inpaint" and not isinstance(request.hole, np.ndarray):
+        raise AppError("E_TASK_INPUT", given=request.task, needs="a mask")
+    if request.hole is not None and request.hole.shape != shape:
+        raise AppError("E_MASK_SHAPE", given=request.hole.shape, needs=shape)
+
+
 def one_of(value, known, code):
     """AppError `code` unless `value` is one of the names in `known`."""
     if not isinstance(value, str) or value not in known:
@@ -292,12 +358,12 @@ def size_of(text):
     return int(sides[1]), int(sides[2])
 
 
-def checked_guidance(value):
-    """w as a float in 0..30, or None. AppError E_GUIDANCE."""
+def within(value, low, high, code):
+    """`value` as a float in low..high, or None. AppError `code`."""
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= 30:
-        raise AppError("E_GUIDANCE", given=shown(value))
+    if isinstance(value, bool) or not isinstance(value, Real) or not low <= value <= high:
+        raise AppError(code, given=shown(value))
     return float(value)
 
 

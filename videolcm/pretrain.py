@@ -1,8 +1,11 @@
-"""How assets/toybox was made: the stages codec, text, teacher and judge. The loop that runs them is training.py's.
+"""How assets/toybox was made: the stages codec, text, teacher and judge; depth is pretrain_depth.py's. The loop that runs them is training.py's.
 
 In: clips, captions and attributes of Toybox. Out: a Stage a network. It knows nothing about samplers beyond the noise schedule.
 """
 
+import copy
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +14,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from .data import CLIPS_PER_SHARD, Clips, cache_latents, conditions, frames_of, render_shards
-from .metrics import Judge
-from .models import ASSETS
-from .models.toybox import Codec, Denoiser, DenoiserConfig, TextConfig, TextEncoder
+from .depth import DepthNet, depth_network
+from .errors import AppError
+from .judge import Judge, judge
+from .models import ASSETS, network, pick_dtype, read_manifest
+from .models.toybox import SPACE, TIME, Codec, Denoiser, DenoiserConfig, TextConfig, TextEncoder, blocks
+from .pretrain_depth import depth_stage
 from .schedule import Schedule
 from .shipping import sheet, ship
 from .training import Stage, averaged_weights, generator
@@ -25,54 +31,56 @@ CROP, CODEC_FRAMES, CODEC_BATCH = 128, 8, 6
 # ---- codec
 
 
-def codec_stage(folder, iterations=4000):
-    """The codec, on crops of 128x128x8, seven of ten around an object."""
-    frames, ids = frames_of(folder, plain=10, free=6)  # (N, 16, 256, 256, 3), (N, 16, 64, 64)
+def codec_stage(folder, iterations=2500):
+    """The codec: its transform fitted to blocks of clips, then its decoder trained on windows of 8 frames of 128x128."""
+    frames, ids = frames_of(folder, plain=24, free=4)  # (N, 16, 256, 256, 3), (N, 16, 64, 64)
 
-    def batch(iteration):
+    def make():
+        codec = Codec()
+        fit_transform(codec, frames, ids)
+        return codec
+
+    def loss(net, iteration):
         g = generator(11, iteration)
         pairs = [crop(frames, ids, g) for _ in range(CODEC_BATCH)]
         pixels, weight = (torch.stack(parts) for parts in zip(*pairs, strict=True))
-        return pixels.permute(0, 4, 1, 2, 3).float() / 127.5 - 1, 1 + 3 * weight[:, None]
-
-    def loss(net, iteration):
-        pixels, weight = batch(iteration)
-        half = pixels.to(next(net.parameters()).dtype)
-        latents = net.encode(half)
+        pixels = pixels.permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+        latents = net.encode(pixels.to(net.scale.dtype))
         noisy = latents + 0.05 * torch.randn(latents.shape, generator=generator(12, iteration)).to(latents)
-        look = F.avg_pool3d(pixels, (1, 8, 8))
-        return picture_loss(net.decode(noisy).float(), pixels, weight) + 0.1 * F.mse_loss(net.preview(latents.detach()).float(), look)
+        return picture_loss(net.decode(noisy).float(), pixels, 1 + 3 * weight[:, None])
 
     @torch.no_grad()
     def validate(net, out, iteration):
-        clips = [torch.from_numpy(frames[i : i + 1]).permute(0, 4, 1, 2, 3) for i in range(0, len(frames), len(frames) // 12)]
         errors, inside = [], []
-        for clip, mask in zip(clips, ids[:: len(frames) // 12], strict=False):
-            pixels = clip.to(torch.bfloat16) / 127.5 - 1
+        for i in range(0, len(frames), len(frames) // 12):
+            pixels = torch.from_numpy(frames[i : i + 1]).permute(0, 4, 1, 2, 3).to(net.scale.dtype) / 127.5 - 1
             error = ((net.decode(net.encode(pixels)).float() - pixels.float()) / 2) ** 2
-            where = F.interpolate(torch.from_numpy(mask)[None].float(), scale_factor=4)[0] > 127
+            where = F.interpolate(torch.from_numpy(ids[i])[None].float(), scale_factor=4)[0] > 127
             errors.append(error.mean())
             inside.append(error[0].mean(0)[where].mean())
-        errors, inside = torch.stack(errors), torch.stack(inside)
-        return {"psnr": psnr(errors.mean()), "psnr_object": psnr(inside.nanmean())}
+        return {"psnr": psnr(torch.stack(errors).mean()), "psnr_object": psnr(torch.stack(inside).nanmean())}
 
-    def before(net, iteration):
-        if iteration in (100, 300, 1000):  # later the encoder hardly moves, and the decoder wants to rely on it
-            settle_norm(net, frames[:: max(1, len(frames) // 40)])
-
-    return Stage(Codec, loss, iterations, 5e-4, CODEC_BATCH, validate=validate, validate_every=250, ema=0.997, warmup=50, cooldown=0.7, before=before)
+    return Stage(make, loss, iterations, 1e-3, CODEC_BATCH, validate=validate, validate_every=250, ema=0.997, warmup=50, cooldown=0.6)
 
 
-@torch.no_grad()
-def settle_norm(codec, frames):
-    """Sets the mean and the deviation that latents are normalised by to those of whole clips (N, 16, H, W, 3).
+def fit_transform(codec, frames, ids, clips=600, each=48, seed=0):
+    """Sets the transform of `codec` to the principal components of blocks: `each` from `clips` clips, half of these around objects.
 
-    Statistics of a training batch, as batch normalisation has them, hide the colour of the whole picture: clips came out grey.
+    frames (N, 16, H, W, 3) and ids (N, 16, H / 4, W / 4), uint8. The scale makes the variance of the latents 1 on average.
     """
-    codec.mean.zero_(), codec.std.fill_(1)
-    pixels = (torch.from_numpy(clip).permute(3, 0, 1, 2)[None].to(codec.stem.weight.dtype) / 127.5 - 1 for clip in frames)
-    latents = torch.cat([codec.encode(clip).float() for clip in pixels]).transpose(0, 1).flatten(1)  # (C, all)
-    codec.mean.copy_(latents.mean(1)[:, None, None]), codec.std.copy_(latents.std(1)[:, None, None])
+    rng, rows = np.random.default_rng(seed), []
+    for i in np.linspace(0, len(frames) - 1, min(clips, len(frames))).astype(int):
+        found = blocks(torch.from_numpy(frames[i]).movedim(-1, 0)[None]).flatten(0, 3)  # (256, 3072) uint8
+        seen = F.max_pool3d(torch.from_numpy(ids[i])[None].float(), 4).flatten() > 0
+        near, far = seen.nonzero()[:, 0], (~seen).nonzero()[:, 0]
+        rows += [found[torch.from_numpy(rng.choice(where, min(len(where), each // 2), replace=False))] for where in (near, far)]
+    x = torch.cat(rows).float() / 127.5 - 1
+    mean = x.mean(0)
+    variance, vectors = torch.linalg.eigh((x - mean).T @ (x - mean) / len(x))
+    variance, basis = variance.flip(0)[: codec.config.latent], vectors.T.flip(0)[: codec.config.latent]
+    scale = variance**0.25
+    scale = scale * (variance.sqrt() / scale).square().mean().sqrt()
+    codec.mean.copy_(mean), codec.basis.copy_(basis), codec.scale.copy_(scale)
 
 
 def psnr(error):
@@ -80,17 +88,16 @@ def psnr(error):
 
 
 def crop(frames, ids, g):
-    """8 frames of a 128x128 window of a random clip, uint8 (8, 128, 128, 3), and where objects are (8, 128, 128) in 0..1."""
+    """A window of a random clip on the codec's grid: uint8 (8, 128, 128, 3), and where objects are (8, 128, 128) in 0..1. Seven of ten
+    hold an object."""
 
     def draw(n):
         return int(torch.randint(n, (1,), generator=g))
 
-    clip, start = draw(len(frames)), draw(frames.shape[1] - CODEC_FRAMES + 1)
-    y, x = 2 * draw(65), 2 * draw(65)
+    clip, start = draw(len(frames)), TIME * draw((frames.shape[1] - CODEC_FRAMES) // TIME + 1)
     seen = torch.from_numpy(ids[clip, start + CODEC_FRAMES // 2]).nonzero()
-    if len(seen) and draw(10) < 7:
-        at = seen[draw(len(seen))]
-        y, x = (int(min(max(4 * int(c) - CROP // 2 + draw(65) - 32, 0), 256 - CROP)) // 4 * 4 for c in at)
+    middle = 4 * seen[draw(len(seen))] if len(seen) and draw(10) < 7 else torch.tensor([draw(257), draw(257)])
+    y, x = (int(min(max(int(c) - CROP // 2 + draw(65) - 32, 0), 256 - CROP)) // SPACE * SPACE for c in middle)
     window = frames[clip, start : start + CODEC_FRAMES, y : y + CROP, x : x + CROP]
     mask = torch.from_numpy(ids[clip, start : start + CODEC_FRAMES, y // 4 : (y + CROP) // 4, x // 4 : (x + CROP) // 4])
     mask = F.max_pool2d(mask.float() / 255, 3, 1, 1)
@@ -125,7 +132,7 @@ class Reader(nn.Module):
         tokens = self.encoder.tokens(prompts)
         if unknown is not None:
             tokens = torch.where(unknown & (tokens > 0), 1, tokens)
-        slots = self.encoder(tokens)[:, :3]
+        slots = self.encoder(tokens)
         read = {(name, i): self.heads[name](slots[:, i]).float() for name in OBJECT_ATTRIBUTES for i in (0, 1)}
         return read | {(name, 2): self.heads[name](slots[:, 2]).float() for name in SCENE_ATTRIBUTES}
 
@@ -162,27 +169,64 @@ def text_stage(iterations=1200, batch=192):
 # ---- teacher
 
 LAST_SHARE = 0.1  # of a batch at t = 999, where content is decided
+NOISY_SHARE, NOISY = 0.4, 600  # of a batch at 600 and above: a latent this large still tells there where things are
+DROP_MAPS = 0.6  # text alone is the hardest of the four tasks
 OBJECT_WEIGHT = 3.0  # added to the loss where objects are
 
 
-def teacher_stage(folder, encode_text, iterations=6000, batch=16, kinds=("plain",), config=None, validate=None, **stage):
-    """The denoiser: v-prediction, text dropped for one sample in ten, every map dropped for four in ten, else each kept with a chance of half."""
+def teacher_stage(folder, encode_text, iterations=3000, batch=32, kinds=("plain",), config=None, validate=None, make_backdrop=None, **stage):
+    """The denoiser, begun with a trained backdrop where `make_backdrop` gives one: the loss of v-prediction, maps as `data.conditions` drops them,
+    text dropped for one sample in ten."""
     clips = Clips(folder, kinds, ("latents", "depth", "edges", "ids", "rgb"))
     schedule = Schedule()
 
     def loss(net, iteration):
         g, rng = generator(31, iteration), np.random.default_rng((31, iteration))
         chosen = torch.randint(len(clips), (batch,), generator=g)
-        x0, cond = clips.arrays["latents"][chosen].float(), conditions(clips, chosen, encode_text, g, rng)
-        t = torch.randint(schedule.train_steps, (batch,), generator=g)
-        t[: round(batch * LAST_SHARE)] = schedule.train_steps - 1
+        x0, cond = clips.arrays["latents"][chosen].float(), conditions(clips, chosen, encode_text, g, rng, drop_maps=DROP_MAPS)
+        t = drawn_timesteps(schedule, batch, g)
         eps = torch.randn(x0.shape, generator=g)
-        x_t, v = schedule.add_noise(x0, eps, t), schedule.v_from_x0_eps(x0, eps, t)
-        kind = next(net.parameters()).dtype
-        made = net(x_t.to(kind), t, cond.map(lambda value: value.to(kind))).float()
-        return (object_weight(clips.arrays["ids"][chosen]) * (made - v) ** 2).mean()
+        _, sigma = schedule.alpha_sigma(t, x0)
+        made = net(schedule.add_noise(x0, eps, t), t, cond)
+        # |v - v'| = |x0 - x0'| / sigma_t
+        return (object_weight(clips.arrays["ids"][chosen]) * ((made - x0) / sigma) ** 2).mean()
 
-    return Stage(lambda: Denoiser(config or DenoiserConfig()), loss, iterations, 1e-3, batch, validate=validate, **stage)
+    def make():
+        return make_backdrop().requires_grad_(True) if make_backdrop else Denoiser(config or DenoiserConfig())
+
+    plan = {"warmup": 20, "cooldown": 0.8, **stage}
+    return Stage(make, loss, iterations, 2e-3, batch, validate=validate, **plan)
+
+
+def backdrop_stage(folder, encode_text, iterations=500, batch=64, config=None):
+    """The denoiser's backdrop alone: mean and spread of clean latents given the text, by the likelihood of a normal distribution."""
+    clips = Clips(folder, ("plain",), ("latents",))
+    latents = clips.arrays["latents"]
+
+    def make():
+        net = Denoiser(config or DenoiserConfig()).requires_grad_(False)
+        net.backdrop.requires_grad_(True)
+        return net
+
+    def loss(net, iteration):
+        g, rng = generator(33, iteration), np.random.default_rng((33, iteration))
+        chosen = torch.randint(len(clips), (batch,), generator=g)
+        captions = [clips.caption(int(i), rng) if rng.random() >= 0.1 else "" for i in chosen]
+        with torch.no_grad():
+            context = encode_text(captions).to(net.leave.weight.dtype)
+        mean, spread = net.backdrop(context, *latents.shape[3:])
+        return (0.5 * ((latents[chosen].float() - mean) / spread) ** 2 + spread.log()).mean()
+
+    return Stage(make, loss, iterations, 2e-3, batch, warmup=20, cooldown=0.7, ema=0.99)
+
+
+def drawn_timesteps(schedule, n, g):
+    """int64 (n,): uniform, but for the shares at the last timestep and at the noisy end."""
+    last, noisy = round(n * LAST_SHARE), round(n * NOISY_SHARE)
+    t = torch.randint(schedule.train_steps, (n,), generator=g)
+    t[last : last + noisy] = torch.randint(NOISY, schedule.train_steps, (noisy,), generator=g)
+    t[:last] = schedule.train_steps - 1
+    return t
 
 
 def object_weight(ids):
@@ -195,7 +239,7 @@ def object_weight(ids):
 # ---- judge
 
 
-def judge_stage(folder, iterations=700, batch=24):
+def judge_stage(folder, iterations=1500, batch=24):
     """The judge, on what rendered clips look like at 128x128; one clip in 16 is kept for validation."""
     clips = Clips(folder, ("plain",), ("look",))
     labels = [shown_labels(told) for told in clips.plots]
@@ -224,7 +268,7 @@ def judge_stage(folder, iterations=700, batch=24):
         scores = {f"{name}{slot}": float(torch.cat(hits).float().mean()) for (name, slot), hits in right.items()}
         return {"mean": round(sum(scores.values()) / len(scores), 4)} | {key: round(value, 3) for key, value in scores.items()}
 
-    return Stage(Judge, loss, iterations, 1e-3, batch, validate=validate, validate_every=100, warmup=100)
+    return Stage(Judge, loss, iterations, 1e-3, batch, validate=validate, validate_every=100, warmup=50, cooldown=0.6)
 
 
 def shown_labels(told):
@@ -254,45 +298,75 @@ def worn(clip, rng):
 # ---- the order of work
 
 
-def trained(runs, name):
-    """The network of an earlier stage with its averaged weights, for inference. AppError E_NO_CHECKPOINT before that stage has run."""
-    net = {"codec": Codec, "text": Reader, "teacher": Denoiser, "student": Denoiser, "judge": Judge}[name]()
+def trained(runs, name, dtype=None):
+    """The network of an earlier stage for inference: the averaged weights of its run, what is shipped where it has not run here.
+
+    AppError E_MODEL_FILE where neither is there.
+    """
+    dtype = torch.float32 if name in ("text", "depth") else dtype or pick_dtype(None, torch.device("cpu"))
+    if not (Path(runs) / name).exists():
+        return shipped(name, dtype)
+    net = {"codec": Codec, "text": Reader, "backdrop": Denoiser, "teacher": Denoiser, "student": Denoiser, "judge": Judge, "depth": DepthNet}[name]()
     net.load_state_dict(averaged_weights(Path(runs) / name)[1])
     net = net.encoder if name == "text" else net
-    return net.to(torch.float32 if name == "text" else torch.bfloat16).eval().requires_grad_(False)
+    return net.to(dtype).eval().requires_grad_(False)
 
 
-def stage_of(name, runs, **settings):
-    """The Stage called `name`, with what it needs of the stages before it in the folder `runs`."""
+def shipped(name, dtype=torch.float32):
+    """The network `name` of assets/toybox. AppError E_MODEL_FILE."""
+    if name in ("judge", "depth"):
+        return {"judge": judge, "depth": depth_network}[name]().to(dtype)
+    folder = ASSETS / "toybox"
+    entry = read_manifest(folder)[0]["files"].get(name)
+    if entry is None:
+        raise AppError("E_MODEL_FILE", folder=folder.name, given=name)
+    return network(folder, json.dumps(entry), torch.device("cpu"), dtype)
+
+
+def stage_of(name, runs, warm=False, **settings):
+    """The Stage called `name`, with what it needs of the stages before it in the folder `runs`.
+
+    `warm` begins with the shipped weights, which for text lack the heads that taught it.
+    """
     data = Path(runs) / "data"
-    if name == "codec":
-        return codec_stage(data, **settings)
-    if name == "text":
-        return text_stage(**settings)
-    if name == "judge":
-        return judge_stage(data, **settings)
+    stages = {"codec": codec_stage, "judge": judge_stage, "depth": depth_stage}
+    if name in stages:
+        stage = stages[name](data, **settings)
+    elif name == "text":
+        stage = text_stage(**settings)
+    elif name == "backdrop":
+        stage = backdrop_stage(data, trained(runs, "text").encode, **settings)
+    else:
+        stage = shown_teacher_stage(data, runs, settings)
+    return replace(stage, make=lambda: copy.deepcopy(shipped(name)).requires_grad_(True)) if warm else stage
+
+
+def shown_teacher_stage(data, runs, settings):
+    """The teacher's Stage, which draws a contact sheet now and then."""
     codec, text = trained(runs, "codec"), trained(runs, "text")
 
     @torch.no_grad()
     def validate(net, out, iteration):
         return {"sheet": str(sheet(codec, text, net, out / f"sheet-{iteration:06d}.png"))}
 
-    return teacher_stage(data, text.encode, validate=validate, validate_every=1000, **settings)
+    def make_backdrop():
+        return trained(runs, "backdrop", torch.float32) if (Path(runs) / "backdrop").exists() else Denoiser()
+
+    return teacher_stage(data, text.encode, validate=validate, validate_every=250, make_backdrop=make_backdrop, **settings)
 
 
-def prepare(runs, clips, free_share=0.1):
-    """Renders `clips` clips, some of them free scenes, and encodes what the codec has not seen yet; yields a line for each shard.
-
-    Before the codec is trained this renders only; call it again afterwards.
-    """
+def render_clips(runs, clips, free_share=0.1):
+    """Renders `clips` clips and a share of free scenes; yields a line for each shard."""
     data, shards = Path(runs) / "data", -(-clips // CLIPS_PER_SHARD)
     for kind, count in (("free", max(6, round(shards * free_share))), ("plain", max(10, shards))):
         for index in render_shards(data, kind, range(count)):
             yield f"rendered {kind} {index + 1}/{count}"
-    if (Path(runs) / "codec").exists():
-        codec = trained(runs, "codec")
-        for path in cache_latents(data, encoder_of(codec)):
-            yield f"encoded {path.stem}"
+
+
+def encode_clips(runs):
+    """Encodes every rendered shard that has no latents yet; yields a line for each."""
+    for path in cache_latents(Path(runs) / "data", encoder_of(trained(runs, "codec"))):
+        yield f"encoded {path.stem}"
 
 
 def encoder_of(codec):
@@ -300,16 +374,16 @@ def encoder_of(codec):
 
     @torch.no_grad()
     def encode(pixels):
-        return codec.encode(pixels.to(codec.stem.weight.dtype)).float()
+        return codec.encode(pixels.to(codec.scale.dtype)).float()
 
     return encode
 
 
 def ship_all(runs, folder=ASSETS / "toybox"):
     """-> assets/toybox, and a contact sheet of the student."""
-    for name in ("codec", "text", "teacher", "judge", "student"):
+    for name in ("codec", "text", "teacher", "judge", "depth", "student"):
         if (Path(runs) / name).exists():
-            ship(folder, name, trained(runs, name))
+            ship(folder, name, trained(runs, name, torch.float32))
     if (Path(runs) / "student").exists():
         sheet(trained(runs, "codec"), trained(runs, "text"), trained(runs, "student"), folder / "sheet.png", role="student", steps=4)
     return folder

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from .solids import Solid, intersect
+from .solids import Solid, blocked, intersect, surface
 
 FPS = 8
 FLOORS = ("checkerboard", "grass", "sand", "snow", "wood")
@@ -83,8 +83,10 @@ def render(scene, size=(256, 256)):
 
 @dataclass(frozen=True)
 class Background:
-    """An empty scene at (H, W): linear colour in full light and in full shadow (H, W, 3), depth (H, W), floor points (3, H, W), rays at 2x."""
+    """An empty scene at (H, W): what is seen, uint8 (H, W, 3), linear colour in full light and in full shadow (H, W, 3), depth (H, W), floor
+    points (3, H, W), rays at 2x."""
 
+    picture: np.ndarray
     lit: np.ndarray
     shaded: np.ndarray
     depth: np.ndarray
@@ -119,7 +121,8 @@ def background(camera, floor, sky, height, width):
     shaded = np.where(ground, haze * albedo * ambient + (1 - haze) * rim, behind)
     depth = np.where(on_floor, distance * np.einsum("c,cij->ij", basis[2], rays), np.inf)
     half = slice(0, None, SUPERSAMPLE)
-    return Background(shrink(lit), shrink(shaded), depth[half, half].astype(np.float32), points[:, half, half], rays, basis[2], origin, focal, basis)
+    lit, shaded, depth = shrink(lit), shrink(shaded), depth[half, half].astype(np.float32)
+    return Background(exposed(lit), lit, shaded, depth, points[:, half, half], rays, basis[2], origin, focal, basis)
 
 
 def camera_basis(camera):
@@ -210,16 +213,30 @@ def render_frame(scene, back, frame):
     """One frame: (frame uint8 (H, W, 3), depth (H, W), ids (H, W), edges (H, W))."""
     height, width = back.depth.shape
     light = LIGHTS[scene.sky]
-    colour, depth = back.lit.copy(), back.depth.copy()
+    picture, colour, depth = back.picture.copy(), back.lit.copy(), back.depth.copy()
     ids, edges = np.full((height, width), -1, np.int8), np.zeros((height, width), np.float32)
-    shade_floor(scene, back, frame, light, colour)
     boxes = [screen_box(back, solid, frame) for solid in scene.solids]
-    whole = union([box for box in boxes if box])
+    whole = union(boxes)
+    touched = union([whole, *shade_floor(scene, back, frame, light, colour)])
     if whole:
-        hits = cast(scene, back, frame, boxes, whole)
-        draw(scene, back, frame, light, hits, whole, colour, depth, ids, edges)
-    tone = colour / (1 + colour**3) ** (1 / 3)  # rolls highlights off
-    return (np.clip(tone, 0, 1) ** (1 / 2.2) * 255 + 0.5).astype(np.uint8), depth, ids, (edges * 255).astype(np.uint8)
+        draw(scene, back, frame, light, cast(scene, back, frame, boxes, whole), whole, colour, depth, ids, edges)
+    if touched:
+        y0, y1, x0, x1 = touched
+        picture[y0:y1, x0:x1] = exposed(colour[y0:y1, x0:x1])
+    return picture, depth, ids, (edges * 255).astype(np.uint8)
+
+
+def exposed(colour):
+    """Linear colour (..., 3) as a camera shows it, uint8: read from a table by its square root, which is fine where the eye is."""
+    return film()[(np.sqrt(np.clip(colour, 0, 15)) * 8192).astype(np.uint16)]
+
+
+@lru_cache(maxsize=1)
+def film():
+    """(32768,) uint8: highlights rolled off, then gamma."""
+    colour = (np.arange(32768) / 8192) ** 2
+    tone = colour / np.cbrt(1 + colour**3)
+    return (tone ** (1 / 2.2) * 255 + 0.5).astype(np.uint8)
 
 
 def screen_box(back, solid, frame, points=None):
@@ -239,37 +256,49 @@ def screen_box(back, solid, frame, points=None):
 
 
 def union(boxes):
+    boxes = [box for box in boxes if box]
     return (min(b[0] for b in boxes), max(b[1] for b in boxes), min(b[2] for b in boxes), max(b[3] for b in boxes)) if boxes else None
 
 
 def shade_floor(scene, back, frame, light, colour):
-    """Soft shadows and contact darkening, drawn into `colour` (H, W, 3) where floor is seen."""
-    to_light = unit(light.direction)
-    jitter = light_directions(light)
-    for solid in scene.solids:
-        centre, reach = solid.position[frame], float(np.linalg.norm(solid.scale))
-        shift = to_light * (centre[1] / to_light[1])
-        spread = reach * 1.15 + centre[1] * light.size * 2
-        ring = np.linspace(0, 2 * np.pi, 12, endpoint=False)
-        along = (centre - shift) + np.stack([np.cos(ring) * spread / to_light[1], 0 * ring, np.sin(ring) * spread / to_light[1]], 1)
-        below = centre + np.stack([np.cos(ring), 0 * ring, np.sin(ring)], 1) * reach * 2
-        points = np.concatenate([along, below])
-        points[:, 1] = 0
-        box = screen_box(back, solid, frame, points)
-        if box is None:
-            continue
-        y0, y1, x0, x1 = box
-        floor = np.isfinite(back.depth[y0:y1, x0:x1])
-        at = back.points[:, y0:y1, x0:x1][:, floor]  # (3, N)
-        blocked = np.zeros(at.shape[1], np.float32)
-        for direction in jitter:
-            blocked += np.isfinite(intersect(solid, frame, at, direction)[0])
-        away = np.linalg.norm((at - centre[:, None])[[0, 2]], axis=0)
-        contact = 0.45 * np.clip(1 - away / (1.5 * reach), 0, 1) ** 1.5 * np.clip(1.3 - (centre[1] - solid.scale[1]) / reach, 0, 1)
-        seen = (1 - blocked / len(jitter))[:, None]
-        part, lit = colour[y0:y1, x0:x1], back.lit[y0:y1, x0:x1][floor]
-        dark = back.shaded[y0:y1, x0:x1][floor] / np.maximum(lit, 1e-4)
-        part[floor] *= (dark + (1 - dark) * seen) * (1 - contact[:, None])
+    """Soft shadows and contact darkening, drawn into `colour` (H, W, 3) where floor is seen; returns the boxes that they may reach."""
+    boxes = [screen_box(back, solid, frame, shadow_ring(solid, frame, light)) for solid in scene.solids]
+    for solid, box in zip(scene.solids, boxes, strict=True):
+        if box:
+            y0, y1, x0, x1 = box
+            part, lit, dark = (picture[y0:y1, x0:x1] for picture in (colour, back.lit, back.shaded))
+            at, seen, contact = shadow(solid, frame, light, back.points[:, y0:y1, x0:x1], np.isfinite(back.depth[y0:y1, x0:x1]))
+            dark = dark[at] / np.maximum(lit[at], 1e-4)
+            part[at] *= (dark + (1 - dark) * seen[:, None]) * (1 - contact[:, None])
+    return boxes
+
+
+def shadow_ring(solid, frame, light):
+    """(24, 3) points of the floor that hold a solid's shadow and the ground below it between them."""
+    to_light, centre, reach = unit(light.direction), solid.position[frame], float(np.linalg.norm(solid.scale))
+    spread = (reach * 1.15 + centre[1] * light.size * 2) / to_light[1]
+    angle = np.linspace(0, 2 * np.pi, 12, endpoint=False)
+    ring = np.stack([np.cos(angle), 0 * angle, np.sin(angle)], 1)
+    points = np.concatenate([centre - to_light * (centre[1] / to_light[1]) + ring * spread, centre + ring * reach * 2])
+    points[:, 1] = 0
+    return points
+
+
+def shadow(solid, frame, light, points, floor):
+    """Where among `points` (3, h, w), where `floor` (h, w) holds, a solid takes light: an index of N points, the share of the light that
+    each of them sees (N,), and how dark the contact is there (N,)."""
+    to_light, centre, reach = unit(light.direction), solid.position[frame], float(np.linalg.norm(solid.scale))
+    apart = centre[:, None, None] - points
+    along = np.tensordot(to_light, apart, 1)
+    below = apart[0] ** 2 + apart[2] ** 2
+    aside = below + apart[1] ** 2 - along**2  # squared distance of the centre from the ray to the middle of the light
+    near = aside < (reach + light.size * np.abs(along)) ** 2
+    at = np.nonzero(floor & (near | (below < (1.5 * reach) ** 2)))
+    near = near[at]
+    seen = np.ones(len(near), np.float32)
+    seen[near] -= blocked(solid, frame, points[:, at[0][near], at[1][near]], light_directions(light))
+    contact = 0.45 * np.clip(1 - np.sqrt(below[at]) / (1.5 * reach), 0, 1) ** 1.5 * np.clip(1.3 - (centre[1] - solid.scale[1]) / reach, 0, 1)
+    return at, seen, contact.astype(np.float32)
 
 
 def light_directions(light):
@@ -284,38 +313,38 @@ def light_directions(light):
 
 
 def cast(scene, back, frame, boxes, whole):
-    """First hits inside the box `whole` at 2x: (t, solid index, local normal (3, ...), second tone), arrays (h, w)."""
+    """First hits inside the box `whole` at 2x: (t, index of the solid or -1), both (h, w)."""
     s = SUPERSAMPLE
     h, w = (whole[1] - whole[0]) * s, (whole[3] - whole[2]) * s
-    best = np.full((h, w), np.inf, np.float32)
-    which, tone, normal = np.full((h, w), -1, np.int16), np.zeros((h, w), np.float32), np.zeros((3, h, w), np.float32)
+    best, which = np.full((h, w), np.inf, np.float32), np.full((h, w), -1, np.int16)
     for index, (solid, box) in enumerate(zip(scene.solids, boxes, strict=True)):
-        if box is None:
-            continue
-        rows, columns = slice(box[0] * s, box[1] * s), slice(box[2] * s, box[3] * s)
-        inner = (slice((box[0] - whole[0]) * s, (box[1] - whole[0]) * s), slice((box[2] - whole[2]) * s, (box[3] - whole[2]) * s))
-        t, n, second = intersect(solid, frame, back.origin[:, None, None], back.rays[:, rows, columns], surface=True)
-        nearer = t < best[inner]
-        best[inner][nearer], which[inner][nearer], tone[inner][nearer] = t[nearer], index, second[nearer]
-        normal[(slice(None), *inner)][:, nearer] = n[:, nearer]
-    return best, which, normal, tone
+        if box:
+            rays = back.rays[:, box[0] * s : box[1] * s, box[2] * s : box[3] * s]
+            inner = (slice((box[0] - whole[0]) * s, (box[1] - whole[0]) * s), slice((box[2] - whole[2]) * s, (box[3] - whole[2]) * s))
+            t = intersect(solid, frame, back.origin[:, None, None], rays)
+            nearer = t < best[inner]
+            best[inner][nearer], which[inner][nearer] = t[nearer], index
+    return best, which
 
 
 def draw(scene, back, frame, light, hits, whole, colour, depth, ids, edges):
     """Shades the hits and lays them over colour, depth, ids and edges (each (H, W), in place)."""
-    best, which, normal, tone = hits
+    best, which = hits
     s, (y0, y1, x0, x1) = SUPERSAMPLE, whole
     rays = back.rays[:, y0 * s : y1 * s, x0 * s : x1 * s]
     shaded = np.zeros((*best.shape, 3), np.float32)
-    world = np.zeros_like(normal)
+    world = np.zeros((3, *best.shape), np.float32)
     for index, solid in enumerate(scene.solids):
-        at = which == index
-        if at.any():
-            ray, point = rays[:, at], back.origin[:, None] + rays[:, at] * best[at]
-            n = solid.rotation[frame] @ (normal[:, at] / solid.scale[:, None])
-            world[:, at] = n = n / np.linalg.norm(n, axis=0)
+        rows, columns = at = np.nonzero(which == index)
+        if len(rows):
+            ray = rays[:, rows, columns]
+            point = back.origin[:, None] + ray * best[at]
+            local, tone = surface(solid, frame, point)
+            n = solid.rotation[frame] @ (local / solid.scale[:, None])
+            n = n / np.sqrt((n * n).sum(0))
+            world[:, rows, columns] = n
             sun = sunlight(scene, frame, light, index, point, n)
-            shaded[at] = surface_colour(scene, light, solid, n, ray, point, sun, tone[at])
+            shaded[at] = surface_colour(scene, light, solid, n, ray, point, sun, tone)
     cover = shrink((which >= 0).astype(np.float32)[..., None])
     part = colour[y0:y1, x0:x1]
     part *= 1 - cover
@@ -324,7 +353,7 @@ def draw(scene, back, frame, light, hits, whole, colour, depth, ids, edges):
     seen = first >= 0
     groups = np.array([solid.group for solid in scene.solids], np.int8)
     ids[y0:y1, x0:x1][seen] = groups[first[seen]]
-    depth[y0:y1, x0:x1][seen] = (best * np.einsum("c,cij->ij", back.axis, rays))[::s, ::s][seen]
+    depth[y0:y1, x0:x1][seen] = (best[::s, ::s] * np.einsum("c,cij->ij", back.axis, rays[:, ::s, ::s]))[seen]
     edges[y0:y1, x0:x1] = shrink(outline(which, world)[..., None])[..., 0]
 
 
@@ -334,8 +363,7 @@ def sunlight(scene, frame, light, index, point, normal):
     sun = np.clip(to_light @ normal, 0, 1)
     for other, solid in enumerate(scene.solids):
         if other != index:
-            blocked = np.isfinite(intersect(solid, frame, point + 0.01 * normal, to_light)[0])
-            sun = sun * (1 - blocked)
+            sun = sun * np.isinf(intersect(solid, frame, point + 0.01 * normal, to_light))
     return sun
 
 
@@ -350,12 +378,13 @@ def surface_colour(scene, light, solid, normal, ray, point, sun, tone):
     mirrored = ray - 2 * (ray * normal).sum(0) * normal
     to_light = unit(light.direction)
     spark = np.clip(to_light @ mirrored, 0, 1)[:, None]
-    fresnel = (1 - np.clip(-(ray * normal).sum(0), 0, 1))[:, None] ** 4
+    fresnel = np.square(np.square(1 - np.clip(-(ray * normal).sum(0), 0, 1)))[:, None]
     if not solid.shiny:
         return colour + 0.05 * fresnel * rgb(light.ambient)
     sky = sky_colour(scene.sky, np.stack([mirrored[0], np.abs(mirrored[1]), mirrored[2]]))
     seen = np.where(mirrored[1][:, None] > 0, sky, ground * 0.8)
-    lamp = rgb(light.sun) * (2.2 * spark**90 + 0.35 * spark**12) * (sun[:, None] > 0)
+    glare = spark**12
+    lamp = rgb(light.sun) * ((2.2 * glare**7.5 + 0.35 * glare) * (sun[:, None] > 0))
     return colour * 0.78 + (0.12 + 0.5 * fresnel) * seen + lamp
 
 
@@ -393,8 +422,7 @@ def mix(a, b, amount):
 
 def shrink(picture):
     """(2H, 2W, C) -> (H, W, C), the mean of each 2x2."""
-    s, (h, w, c) = SUPERSAMPLE, picture.shape
-    return picture.reshape(h // s, s, w // s, s, c).mean((1, 3)).astype(np.float32)
+    return 0.25 * (picture[::2, ::2] + picture[1::2, ::2] + picture[::2, 1::2] + picture[1::2, 1::2])
 
 
 FLOOR_TINT = {

@@ -30,7 +30,7 @@ class Schedule:
         self.train_steps, self.zero_terminal_snr = train_steps, zero_terminal_snr
         self.sigma_data, self.timestep_scaling = sigma_data, timestep_scaling
         self.alphas_cumprod = alphas_cumprod(train_steps, beta_start, beta_end, zero_terminal_snr)  # (T,)
-        ends_clean = torch.cat([self.alphas_cumprod, torch.ones(1, dtype=torch.float64)])  # the last entry is found at t = CLEAN = -1
+        ends_clean = torch.cat([self.alphas_cumprod, self.alphas_cumprod.new_ones(1)])  # the last entry is found at t = CLEAN = -1
         self._table = torch.stack([ends_clean.sqrt(), (1 - ends_clean).sqrt()]).float()  # (2, T + 1)
 
     def alpha_sigma(self, t, like):
@@ -42,6 +42,14 @@ class Schedule:
         alpha, sigma = self.alpha_sigma(t, x0)
         # x_t = alpha_t x0 + sigma_t eps
         return alpha * x0 + sigma * eps
+
+    def add_noise_from(self, x_s, eps, s, t):
+        """x_s at train timestep s (B, ...) -> x_t at t >= s, the forward process from there; t = s changes nothing."""
+        alpha_s, _ = self.alpha_sigma(s, x_s)
+        alpha_t, _ = self.alpha_sigma(t, x_s)
+        ratio = alpha_t / alpha_s
+        # x_t = (alpha_t / alpha_s) x_s + sqrt(1 - (alpha_t / alpha_s)^2) eps
+        return ratio * x_s + (1 - ratio**2).sqrt() * eps
 
     def x0_from_v(self, x_t, v, t):
         """The x0 that a v prediction means (Salimans & Ho, arXiv 2202.00512); exact at zero SNR, where x0 = -v."""

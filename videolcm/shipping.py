@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from .checkpoint import write_json
-from .models.base import ModelInfo
+from .models.base import TASKS, ModelInfo
 from .models.toybox import Toybox, write_network
 from .pipeline import Request, generate
 
@@ -31,9 +31,9 @@ def ship(folder, part, net, **facts):
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "manifest.json"
-    manifest = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"tasks": ["text"], "guidance": 2.0, "fps": 8, "files": {}}
+    manifest = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"guidance": 0.5, "fps": 8, "files": {}}
     manifest["files"][part] = write_network(folder / f"{part}.safetensors", net)
-    write_json(path, manifest | facts)
+    write_json(path, {"tasks": list(TASKS)} | manifest | facts)
 
 
 def sheet(codec, text, denoiser, path, prompts=SHEET_PROMPTS, role="teacher", steps=20, guidance=2.0):

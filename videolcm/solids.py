@@ -24,25 +24,49 @@ class Solid:
     group: int = 0  # solids of one group count as one object
 
 
-def intersect(solid, frame, origin, direction, surface=False):
-    """Nearest hit of rays with a solid: (t, local normal, second tone); the last two are None unless `surface`. t is inf where a ray misses.
+def intersect(solid, frame, origin, direction):
+    """Nearest hits of rays with a solid: t (...), float32, inf where a ray misses.
 
     origin and direction are (3,) or (3, ...) and broadcast; t counts in lengths of `direction`.
     """
-    rotation, scale = solid.rotation[frame], solid.scale
-    inverse = (rotation / scale).T.astype(np.float32)  # world -> local: R^T then 1 / scale
     shape = np.broadcast_shapes(np.shape(origin)[1:], np.shape(direction)[1:])
-    o = np.tensordot(inverse, origin - column(solid.position[frame], origin), 1)
-    d = np.tensordot(inverse, direction, 1)
-    o = o.reshape(3, *(1,) * (len(shape) - o.ndim + 1), *o.shape[1:])
-    d = d.reshape(3, *(1,) * (len(shape) - d.ndim + 1), *d.shape[1:])
+    o = local_points(solid, frame, origin)
+    d = np.tensordot(inverse(solid, frame), direction, 1)
+    return nearest(solid, padded(o, shape), padded(d, shape))
+
+
+def blocked(solid, frame, points, directions):
+    """(N,) which share of the rays from `points` (3, N) in `directions` (K, 3) a solid stops."""
+    o = local_points(solid, frame, points)
+    ways = (inverse(solid, frame) @ directions.T).T[:, :, None]  # (K, 3, 1)
+    return sum(np.isfinite(nearest(solid, o, way)) for way in ways) / np.float32(len(directions))
+
+
+def surface(solid, frame, points):
+    """Local normals (3, N), of any length, and the second tone (N,) at world `points` (3, N) on a solid."""
+    p = local_points(solid, frame, points)
+    return NORMALS[solid.shape](p), PATTERNS[solid.shape](p)
+
+
+def nearest(solid, o, d):
+    """t of local rays, inf for what misses or lies behind."""
     with np.errstate(divide="ignore", invalid="ignore"):
         t = HITS[solid.shape](o, d)
-        t = np.where(np.isfinite(t) & (t > 1e-3), t, np.inf).astype(np.float32)
-        if not surface:
-            return t, None, None
-        p = o + d * np.where(np.isfinite(t), t, 0)
-    return t, NORMALS[solid.shape](p), PATTERNS[solid.shape](p)
+        return np.where(np.isfinite(t) & (t > 1e-3), t, np.inf).astype(np.float32)
+
+
+def inverse(solid, frame):
+    """(3, 3) world -> local: R^T, then 1 / scale."""
+    return (solid.rotation[frame] / solid.scale).T.astype(np.float32)
+
+
+def local_points(solid, frame, points):
+    return np.tensordot(inverse(solid, frame), points - column(solid.position[frame], points), 1)
+
+
+def padded(x, shape):
+    """(3, ...) with as many axes as (3, *shape), so that it broadcasts."""
+    return x.reshape(3, *(1,) * (len(shape) - x.ndim + 1), *x.shape[1:])
 
 
 def column(vector, like):

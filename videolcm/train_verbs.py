@@ -4,26 +4,30 @@ In: parsed arguments. Out: run folders, a student folder, a dict for the last li
 distill.py's; heavy imports wait inside.
 """
 
+import signal
 import sys
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
-from .arguments import number
+from .arguments import between, number, positive, skips_of
 from .errors import AppError
+from .jobs import Knobs, Worker, conditions_of, work
 
-STAGES = ("data", "codec", "text", "teacher", "judge", "ship")
+STAGES = ("data", "codec", "latents", "text", "backdrop", "teacher", "judge", "depth", "ship")
 REPORT_SECONDS = 10
 
 
 def pretrain_arguments(parser):
-    parser.add_argument("stage", metavar="STAGE", help=f"{', '.join(STAGES)}: in this order, data once before and once after codec")
+    parser.add_argument("stage", metavar="STAGE", help=f"{', '.join(STAGES)}: in this order")
     parser.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: runs/STAGE); the other stages' folders lie beside it")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint, bit for bit")
+    parser.add_argument("--warm", action="store_true", help="begin with the shipped weights: codec, teacher and judge")
     parser.add_argument("--minutes", type=number, metavar="M", help="stop with a checkpoint after so long")
+    parser.add_argument("--dtype", metavar="NAME", help="float32, bfloat16, float16 (default: what the processor computes fast)")
     parser.add_argument("--iterations", type=number, metavar="N", help="length of the whole plan (default: the stage's own)")
     parser.add_argument("--compile", action="store_true", help="use torch.compile: faster, needs a C++ compiler")
-    parser.add_argument("--clips", type=number, default=3000, metavar="N", help="for data: clips to render and encode (default: 3000)")
+    parser.add_argument("--clips", type=number, default=3000, metavar="N", help="for data: clips to render (default: 3000)")
     parser.add_argument("--threads", type=number, metavar="N", help="processor threads (default: all)")
 
 
@@ -32,21 +36,27 @@ def run_pretrain(args):
     if args.stage not in STAGES:
         raise AppError("E_STAGE", given=args.stage, known=", ".join(STAGES))
     set_threads(args.threads)
-    from . import pretrain
+    import torch
+
+    from . import models, pretrain
 
     out = args.out or Path("runs") / args.stage
     if args.stage == "data":
-        return {"lines": report_lines(pretrain.prepare(out.parent, positive(args.clips, "clips")))}
+        return {"lines": report_lines(pretrain.render_clips(out.parent, positive(args.clips, "clips")))}
+    if args.stage == "latents":
+        return {"lines": report_lines(pretrain.encode_clips(out.parent))}
     if args.stage == "ship":
         return {"folder": str(pretrain.ship_all(out.parent))}
     settings = {} if args.iterations is None else {"iterations": positive(args.iterations, "iterations")}
-    stage = pretrain.stage_of(args.stage, out.parent, **settings)
-    return train_and_report(replace(stage, compiled=args.compile), out, args)
+    stage = pretrain.stage_of(args.stage, out.parent, args.warm, **settings)
+    return train_and_report(replace(stage, compiled=args.compile, dtype=models.pick_dtype(args.dtype, torch.device("cpu"))), out, args)
 
 
 def distill_arguments(parser):
     parser.add_argument("--teacher", default="toybox", metavar="REF", help="the model to distil (default: toybox)")
-    parser.add_argument("--data", default="toybox", metavar="NAME", help="toybox: rendered clips, made first where they are missing")
+    parser.add_argument(
+        "--data", default="toybox", metavar="NAME", help="toybox: rendered clips, made first where missing; or a folder of cached ones"
+    )
     parser.add_argument("--iterations", type=number, default=1000, metavar="N", help="updates (default: 1000; the paper: about 4000)")
     parser.add_argument("--batch", type=number, default=16, metavar="N", help="clips an update (default: 16)")
     parser.add_argument("--lr", type=number, metavar="RATE", help="learning rate (default: the teacher's own, 4e-4; the paper: 1e-5)")
@@ -56,6 +66,11 @@ def distill_arguments(parser):
     parser.add_argument("--huber", type=number, default=1e-3, metavar="C", help="threshold of the pseudo-Huber loss (default: 1e-3)")
     parser.add_argument("--seed", type=number, default=0, metavar="N", help="of batches and noise (default: 0)")
     parser.add_argument("--out", type=Path, default=Path("runs/student"), metavar="DIR", help="student folder (default: runs/student)")
+    parser.add_argument("--conditions", default="text,depth,sketch,masked", metavar="LIST", help="what the student learns to follow (default: all)")
+    parser.add_argument("--clips", type=number, default=600, metavar="N", help="clips of toybox to have at least (default: 600)")
+    parser.add_argument("--preview-every", type=number, metavar="SECONDS", help="write clips of 1, 2 and 4 steps into the folder so often")
+    parser.add_argument("--save-every", type=number, default=240, metavar="SECONDS", help="between two checkpoints (default: 240)")
+    parser.add_argument("--job", action="store_true", help="as the page starts it: heed wishes in the folder, stop when stdin closes")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint, bit for bit")
     parser.add_argument("--minutes", type=number, metavar="M", help="stop with a checkpoint after so long")
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: the best there is)")
@@ -65,46 +80,105 @@ def distill_arguments(parser):
 
 def run_distill(args):
     """Distil; returns iterations, loss and speed. The folder can be loaded as a model."""
-    if args.data != "toybox":
-        raise AppError("E_DATA", given=args.data)
+    knobs_of(args)
+    return work(args.out, lambda worker: distil(args, worker)) if args.job else distil(args, Worker(args.out))
+
+
+def knobs_of(args):
+    """The arguments as Knobs, which check themselves."""
+    return Knobs(**{field.name: getattr(args, field.name) for field in fields(Knobs)})
+
+
+def distil(args, worker):
+    """`run_distill` for a worker, who may be told to stop between two iterations: with the student if it is for good, without to go on later."""
     set_threads(args.threads)
     from . import models
-    from .distill import DistillConfig, distill_stage, toybox_clips, write_student
+    from .distill import write_student
 
     teacher = models.load(args.teacher, role="teacher", device=args.device, dtype=args.dtype)
-    config = DistillConfig(
-        iterations=positive(args.iterations, "iterations"),
-        batch=positive(args.batch, "batch"),
-        lr=4e-4 if args.lr is None else between(args.lr, "lr", 0, 1),
-        guidance=teacher.info.guidance if args.guidance is None else between(args.guidance, "guidance", 0, 30),
-        skips=skips_of(args.skip),
-        huber=between(args.huber, "huber", 0, 10),
-        ema=between(args.ema, "ema", 0, 1),
-        seed=int(between(args.seed, "seed", 0, 2**31 - 1)),
-    )
-    clips = toybox_clips(Path("runs/data"), teacher, lambda line: print(line, file=sys.stderr, flush=True))
-    reached = train_and_report(distill_stage(teacher, clips, config), args.out, args)
-    write_student(args.out, args.teacher, teacher, config)
+    config, reached = config_of(knobs_of(args), teacher), {}
+    if not worker.wish:
+        reached = train_student(args, teacher, config, worker)
+    if worker.wish in (None, "cancel"):
+        write_student(args.out, args.teacher, teacher, config)
     return reached | {"folder": str(args.out)}
 
 
-def train_and_report(stage, out, args):
-    """Runs a stage with a line on stderr every ten seconds; returns {"iterations", "loss", "samples_per_second"} of the end."""
+def config_of(knobs, teacher):
+    """What the knobs leave open is decided by the teacher."""
+    from .distill import DistillConfig
+
+    return DistillConfig(
+        iterations=knobs.iterations,
+        batch=knobs.batch,
+        lr=DistillConfig.lr if knobs.lr is None else knobs.lr,
+        guidance=teacher.info.guidance if knobs.guidance is None else knobs.guidance,
+        skips=skips_of(knobs.skip),
+        huber=knobs.huber,
+        ema=knobs.ema,
+        seed=knobs.seed,
+        conditions=conditions_of(knobs.conditions),
+    )
+
+
+def train_student(args, teacher, config, worker):
+    """The training itself, between clips that others make; returns what `train_and_report` does, {} if only the student was still missing."""
+    from .distill import distill_stage
+    from .lease import Lease
+    from .previews import Previews
+    from .students import jobs_folder
+
+    stage, turn = distill_stage(teacher, clips_of(args, teacher, worker), config), Lease(jobs_folder()).turn
+    if args.preview_every:
+        stage = replace(stage, validate=Previews(teacher, turn), validate_every=config.iterations, validate_seconds=args.preview_every)
+    try:
+        return train_and_report(stage, args.out, args, worker, turn=turn, save_seconds=between(args.save_every, "save-every", 0, 1e6))
+    except AppError as error:
+        if error.code != "E_DONE" or (args.out / "manifest.json").exists():
+            raise
+        return {}
+
+
+def clips_of(args, teacher, worker):
+    """The clips that --data names, rendered first where it says toybox and they are missing."""
+    from .distill import cached_clips, toybox_clips
+
+    def report(line):
+        print(line, file=sys.stderr, flush=True)
+        worker.heed()
+
+    return toybox_clips(Path("runs/data"), teacher, report, args.clips) if args.data == "toybox" else cached_clips(args.data)
+
+
+def train_and_report(stage, out, args, worker=None, **options):
+    """Runs a stage with a line on stderr every ten seconds; returns {"iterations", "loss", "samples_per_second"} of the end.
+
+    It ends between two iterations when the worker is told something; `options` are train's.
+    """
     from .training import train
 
     minutes = None if args.minutes is None else between(args.minutes, "minutes", 0, 1e6)
+    for number_of in (signal.SIGINT, signal.SIGTERM):  # a run in the background ignores Ctrl-C otherwise
+        signal.signal(number_of, stop)
     last, told, began, first = None, 0.0, time.monotonic(), None
-    for last in train(stage, out, resume=args.resume, minutes=minutes):
+    for last in train(stage, out, resume=args.resume, minutes=minutes, **options):
         first = first or last.iteration
         if last.figures or time.monotonic() - told > REPORT_SECONDS:
             told = time.monotonic()
             figures = f" {last.figures}" if last.figures else ""
             line = f"{last.iteration}/{last.iterations} loss {last.loss:.4f} lr {last.lr:.2e} {last.samples_per_second:.1f} samples/s{figures}"
             print(line, file=sys.stderr, flush=True)
+        if worker and worker.wish:
+            break
     if last is None:
         raise AppError("E_DONE", given=out.name)
     rate = (last.iteration - first + 1) * stage.batch / (time.monotonic() - began)
     return {"iterations": last.iteration, "loss": round(last.loss, 5), "samples_per_second": round(rate, 2)}
+
+
+def stop(*_):
+    """Ends a run as Ctrl-C does: with a checkpoint."""
+    raise KeyboardInterrupt
 
 
 def report_lines(lines):
@@ -119,28 +193,3 @@ def set_threads(count):
 
     if count is not None:
         torch.set_num_threads(positive(count, "threads"))
-
-
-def positive(value, name):
-    """A whole number from 1. AppError E_NUMBER."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if not isinstance(value, int) or not 1 <= value <= 10**9:
-        raise AppError("E_NUMBER", name=name, range="a whole number from 1", given=value)
-    return value
-
-
-def between(value, name, low, high):
-    """A number in low..high. AppError E_NUMBER."""
-    if not isinstance(value, (int, float)) or not low <= value <= high:
-        raise AppError("E_NUMBER", name=name, range=f"a number from {low} to {high}", given=value)
-    return value
-
-
-def skips_of(text):
-    """ "100,20" as (100, 20). AppError E_NUMBER."""
-    values = [number(part) for part in str(text).split(",")]
-    for value in values:
-        if not isinstance(value, int) or not 1 <= value <= 999:
-            raise AppError("E_NUMBER", name="skip", range="a whole number from 1 to 999, or several with commas", given=text)
-    return tuple(values)

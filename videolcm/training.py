@@ -8,21 +8,23 @@ import copy
 import json
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from .checkpoint import load_checkpoint, save_checkpoint
+from .checkpoint import load_checkpoint, remove_leftovers, save_checkpoint, write_atomic
 from .errors import AppError
 from .optim import HalfCopy, MuonAdamW, update_ema
 
 SAVE_SECONDS = 240
+BAD_IN_A_ROW = 3  # losses that are not numbers, until a run stops
 
 
 @dataclass(frozen=True)
 class TrainStep:
-    """What one iteration reports; `figures` are validation results where there are any."""
+    """What one iteration reports; `figures` are validation results where there are any, `skipped` counts the losses that were not numbers."""
 
     iteration: int
     iterations: int
@@ -30,6 +32,7 @@ class TrainStep:
     lr: float
     samples_per_second: float
     figures: dict | None = None
+    skipped: int = 0
 
 
 @dataclass
@@ -50,15 +53,19 @@ class Stage:
     cooldown: float = 0.3  # share of the iterations over which the rate falls linearly to zero
     validate: callable = None
     validate_every: int = 500
+    validate_seconds: float = math.inf  # besides, whenever so long has passed since the last time
     dtype: torch.dtype = torch.bfloat16
     muon: bool = True  # on the hidden matrices; AdamW on everything otherwise
     with_target: bool = False
     compiled: bool = False  # by torch.compile: faster, needs a C++ compiler, other last bits
-    before: callable = None  # `before(net, iteration)` may change the master's buffers
 
     def rate(self, iteration):
         left = (self.iterations - iteration) / max(1, self.cooldown * self.iterations)
         return self.lr * min(1.0, (iteration + 1) / self.warmup, left)
+
+    def is_due(self, iteration, seconds):
+        """Whether to validate after so many iterations, and so many seconds since the last time."""
+        return bool(self.validate) and (iteration % self.validate_every == 0 or iteration == self.iterations or seconds > self.validate_seconds)
 
 
 def generator(seed, iteration):
@@ -66,43 +73,72 @@ def generator(seed, iteration):
     return torch.Generator().manual_seed(seed * 1_000_003 + iteration)
 
 
-def train(stage, out, seed=0, resume=False, minutes=None):
+def train(stage, out, seed=0, resume=False, minutes=None, turn=nullcontext, save_seconds=SAVE_SECONDS):
     """Runs `stage` in folder `out`; yields TrainStep. Stops after `minutes` with a checkpoint, and at three losses in a row that are not
-    numbers with AppError E_NAN. Closing the generator saves too."""
+    numbers with AppError E_NAN. Closing the generator saves too. `turn()` is a context held during each iteration: others may have the
+    device between two. AppError E_DISK where the disk is full: what was saved before stays, and the run can be resumed."""
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(out)
     torch.manual_seed(seed)
-    net = stage.make()
-    run = Run(stage, net)
-    first = run.load(out) if resume else 0
-    began = saved = time.monotonic()
-    iteration, bad = first, 0
-    with open(out / "log.jsonl", "a", encoding="utf-8") as log:
-        try:
-            while iteration < stage.iterations:
+    run = Run(stage, stage.make())
+    if resume:
+        run.load(out)
+    cut_log(out / "log.jsonl", run.iteration)
+    began = saved = validated = time.monotonic()
+    kept = run.iteration  # what is on disk, or needs not be
+    try:
+        while run.iteration < stage.iterations:
+            with turn():
                 tick = time.monotonic()
-                loss = run.step(iteration)
-                bad = 0 if math.isfinite(loss) else bad + 1
-                if bad == 3:
-                    raise AppError("E_NAN", given=3)
-                iteration += 1
-                figures = None
-                if stage.validate and (iteration % stage.validate_every == 0 or iteration == stage.iterations):
-                    figures = stage.validate(run.averaged(), out, iteration)
+                loss = run.step(run.iteration)
                 rate = stage.batch / (time.monotonic() - tick)
-                step = TrainStep(iteration, stage.iterations, loss, stage.rate(iteration - 1), rate, figures)
-                log.write(json.dumps(step.__dict__) + "\n")
-                log.flush()
-                yield step
-                now = time.monotonic()
-                if now - saved > SAVE_SECONDS:
-                    run.save(out, iteration)
-                    saved = now
-                if minutes and now - began > minutes * 60:
-                    break
-        finally:
-            if iteration > first:
-                run.save(out, iteration)
+            run.count(loss)
+            figures = None
+            if stage.is_due(run.iteration, since(validated)):
+                figures, validated = stage.validate(run.averaged(), out, run.iteration), time.monotonic()
+            step = TrainStep(run.iteration, stage.iterations, loss, stage.rate(run.iteration - 1), rate, figures, run.skipped)
+            append_line(out / "log.jsonl", step)
+            yield step
+            if since(saved) > save_seconds:
+                kept = run.iteration  # a save that fails is not tried again
+                run.save(out)
+                saved = time.monotonic()
+            if minutes and since(began) > minutes * 60:
+                break
+    finally:
+        if run.iteration > kept:
+            run.save(out)
+
+
+def since(moment):
+    return time.monotonic() - moment
+
+
+def append_line(path, step):
+    """A TrainStep as a line of JSON; a loss that is not a number is null. AppError E_DISK."""
+    line = json.dumps({**vars(step), "loss": step.loss if math.isfinite(step.loss) else None}) + "\n"
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(line)
+    except OSError as error:
+        raise AppError("E_DISK", given=path.name) from error
+
+
+def cut_log(path, iteration):
+    """Leaves of a log what was said up to `iteration`: what came after the checkpoint will be said again."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    kept = [line for line in lines if (row := read_line(line)) and row["iteration"] <= iteration]
+    write_atomic(path, lambda temporary: temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8"))
+
+
+def read_line(line):
+    """A line of a log as a dict; None where a killed process wrote half of it."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("iteration"), int) else None
 
 
 class Run:
@@ -110,8 +146,9 @@ class Run:
 
     def __init__(self, stage, net):
         self.stage, self.net = stage, net
+        self.iteration, self.skipped, self.bad = 0, 0, 0  # the next one; losses that were not numbers; of them the last in a row
         self.half = HalfCopy(net, lambda: copy.deepcopy(net), stage.dtype)
-        self.optimiser = MuonAdamW(net, muon=stage.muon)
+        self.optimiser = MuonAdamW(net, muon=stage.muon, dtype=stage.dtype)
         self.ema = copy.deepcopy(net).requires_grad_(False)
         self.nets = [torch.compile(self.half.net) if stage.compiled else self.half.net]
         if stage.with_target:
@@ -120,9 +157,6 @@ class Run:
 
     def step(self, iteration):
         """One update; a loss or a gradient that is not a number changes nothing. Returns the loss, NaN in that case."""
-        if self.stage.before:
-            self.stage.before(self.net, iteration)
-            self.half.refresh()
         loss = self.stage.loss(*self.nets, iteration)
         loss.backward()
         if not torch.isfinite(loss) or not torch.isfinite(self.half.take_gradients()):
@@ -136,23 +170,33 @@ class Run:
             self.target.refresh()
         return loss.item()
 
+    def count(self, loss):
+        """An iteration is over. AppError E_NAN at the third loss in a row that is not a number; that iteration then does not count."""
+        bad = not math.isfinite(loss)
+        if bad and self.bad == BAD_IN_A_ROW - 1:
+            raise AppError("E_NAN", given=BAD_IN_A_ROW)
+        self.iteration, self.skipped, self.bad = self.iteration + 1, self.skipped + bad, self.bad + 1 if bad else 0
+
     def averaged(self):
         """The EMA weights in the type that computes."""
         return copy.deepcopy(self.ema).to(self.stage.dtype).eval()
 
-    def save(self, out, iteration):
+    def save(self, out):
         tensors = {f"net/{k}": v for k, v in self.net.state_dict().items()} | {f"ema/{k}": v for k, v in self.ema.state_dict().items()}
-        save_checkpoint(out, iteration, tensors | self.optimiser.state(), {"threads": torch.get_num_threads()})
+        state = {"threads": torch.get_num_threads(), "skipped": self.skipped, "bad": self.bad}
+        save_checkpoint(out, self.iteration, tensors | self.optimiser.state(), state)
 
     def load(self, out):
-        iteration, tensors, _ = load_checkpoint(out)
+        """Goes on where the newest whole checkpoint in `out` is, with as many threads: another number of them rounds otherwise."""
+        self.iteration, tensors, state = load_checkpoint(out)
+        self.skipped, self.bad = state.get("skipped", 0), state.get("bad", 0)
+        torch.set_num_threads(state.get("threads", torch.get_num_threads()))
         self.net.load_state_dict(part(tensors, "net/"))
         self.ema.load_state_dict(part(tensors, "ema/"))
         self.optimiser.restore(tensors)
         self.half.refresh()
         if self.stage.with_target:
             self.target.refresh()
-        return iteration
 
 
 def part(tensors, prefix):

@@ -1,4 +1,4 @@
-"""Frames -> mp4 with its settings inside, and the settings back out.
+"""Frames -> mp4 with its settings inside, and the settings back out of mp4, GIF and PNG.
 
 In: uint8 (F, H, W, 3) RGB frames, frames per second and a JSON-able dict. Out: an H.264 mp4 that every browser plays, whose comment
 tag (the standard place, which survives a remux) holds the dict. The file appears under its name when it is complete, or not at all.
@@ -16,11 +16,13 @@ from uuid import uuid4
 import av
 import numpy as np
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
+from PIL import Image
 
 from .errors import AppError
 
 ENCODER = {"preset": "veryfast", "crf": "17", "bf": "0"}  # a clip is short: quality over size; no B frames, so that time starts at 0
 TAG = "videolcm"  # the comment is {TAG: settings}
+PICTURES = {b"GIF8": ("GIF", "comment"), b"\x89PNG": ("PNG", "Comment")}  # first bytes: (Pillow's name, where its comment is)
 
 
 def write_mp4(path, frames, fps, settings):
@@ -28,18 +30,29 @@ def write_mp4(path, frames, fps, settings):
 
     An existing file is replaced in one go. AppError E_OUTPUT if the folder cannot be written to.
     """
+    with in_one_go(path) as part, av.open(str(part), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+        container.metadata["comment"] = comment(settings)
+        encode(container, frames, fps)
+    return Path(path)
+
+
+@contextlib.contextmanager
+def in_one_go(path):
+    """The name to write a file under that becomes `path` when the block ends well, and nothing otherwise. AppError E_OUTPUT."""
     path = Path(path)
     part = path.with_name(f".{uuid4().hex}.part")
     try:
-        with av.open(str(part), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-            container.metadata["comment"] = json.dumps({TAG: settings})
-            encode(container, frames, fps)
+        yield part
         os.replace(part, path)
     except (OSError, av.error.FFmpegError) as error:
         raise AppError("E_OUTPUT", given=path) from error
     finally:
         part.unlink(missing_ok=True)
-    return path
+
+
+def comment(settings):
+    """What the comment of a file says: the dict `settings` as JSON under this project's name."""
+    return json.dumps({TAG: settings})
 
 
 def encode(container, frames, fps):
@@ -57,17 +70,31 @@ def encode(container, frames, fps):
 
 
 def read_settings(path):
-    """The dict that `write_mp4` put into the mp4 at `path`. AppError E_INPUT if it cannot be opened, E_NO_SETTINGS if there is none."""
+    """The dict that was written into the mp4, GIF or PNG at `path`. AppError E_INPUT if it cannot be opened, E_NO_SETTINGS if there is none."""
     try:
-        with av.open(str(path), format="mp4", metadata_errors="replace") as container:
-            settings = json.loads(container.metadata["comment"])[TAG]
+        with open(path, "rb") as file:
+            picture = PICTURES.get(file.read(4))
     except OSError as error:
         raise AppError("E_INPUT", given=path) from error
-    except (av.error.FFmpegError, KeyError, TypeError, ValueError, RecursionError) as error:
+    try:
+        settings = json.loads(picture_comment(path, *picture) if picture else clip_comment(path))[TAG]
+    except (OSError, EOFError, av.error.FFmpegError, Image.DecompressionBombError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise AppError("E_NO_SETTINGS", given=path) from error
     if not isinstance(settings, dict):
         raise AppError("E_NO_SETTINGS", given=path)
     return settings
+
+
+def clip_comment(path):
+    """The comment of an mp4."""
+    with av.open(str(path), format="mp4", metadata_errors="replace") as container:
+        return container.metadata["comment"]
+
+
+def picture_comment(path, kind, key):
+    """The comment of a GIF or PNG; nothing is decoded."""
+    with Image.open(path, formats=[kind]) as picture:
+        return picture.info[key]
 
 
 def sha256_of(frames):

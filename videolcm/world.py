@@ -4,7 +4,9 @@ In: a seed. Out: a Sample: the Scene to render, its caption and its attributes. 
 here; how a scene becomes pixels is render.py's. It knows nothing about networks.
 """
 
+import re
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -265,6 +267,7 @@ SKY_WORDS = {
     "night": ("at night", "in the night", "under the stars", "in the moonlight"),
     "studio": ("in a studio", "against a grey backdrop", "in a studio with soft light"),
 }
+ARTICLES = ("a", "an", "the", "one", "and", "while")  # what a new toy may begin with
 
 
 def describe(rng, toys, floor, sky):
@@ -306,6 +309,50 @@ def describe_toy(rng, toy):
         words.append(str(rng.choice(choices)))
     article = "an" if words[0][0] in "aeiou" else "a"
     return " ".join([str(rng.choice((article, article, "the", "one"))), *words]), named
+
+
+def read_prompt(prompt):
+    """What a prompt says, as `said` of a Plot: a dict for each toy it names, in its order, then the scene's.
+
+    Phrases are those of the tables above, the longest first; a floor or a sky is also known by its own name. Adjectives go to the shape that
+    follows them before the next article, a motion to the last shape before it; other words say nothing. Where a thing is said twice the first counts.
+    """
+    toys, scene, coming = [], {}, {}
+    for name, value in phrases_in(re.findall("[a-z]+", prompt.lower())):
+        if name in SCENE_ATTRIBUTES:
+            scene.setdefault(name, value)
+        elif name == "shape":
+            toys.append({"shape": value, **coming})
+            coming = {}
+        elif name == "article":
+            coming = {}
+        elif name != "motion":
+            coming.setdefault(name, value)
+        elif toys:
+            toys[-1].setdefault(name, value)
+    return (*toys, scene)
+
+
+def phrases_in(words):
+    """(attribute, value) of every phrase in a list of words, from left to right; no word counts twice."""
+    at, known = 0, known_phrases()
+    longest = max(map(len, known))
+    while at < len(words):
+        sizes = (size for size in range(min(longest, len(words) - at), 0, -1) if tuple(words[at : at + size]) in known)
+        size = next(sizes, None)
+        if size:
+            yield known[tuple(words[at : at + size])]
+        at += size or 1
+
+
+@lru_cache(maxsize=1)
+def known_phrases():
+    """{words of a phrase: (attribute, value)} of every table, and of the articles."""
+    names = {name: {value: (value,) for value in ATTRIBUTES[name]} for name in SCENE_ATTRIBUTES}
+    tables = {"shape": SHAPE_WORDS, "colour": COLOUR_WORDS, "material": MATERIAL_WORDS, "size": SIZE_WORDS}
+    pairs = [*tables.items(), ("motion", MOTION_WORDS), ("motion", ROLL_WORDS), ("floor", FLOOR_WORDS), ("sky", SKY_WORDS), *names.items()]
+    known = {tuple(phrase.split()): (name, value) for name, table in pairs for value, phrases in table.items() for phrase in phrases}
+    return known | {(word,): ("article", word) for word in ARTICLES}
 
 
 def vocabulary():

@@ -12,6 +12,7 @@ import torch
 
 from ..checkpoint import read_weights, sha256_of
 from ..errors import AppError
+from ..students import students
 from .base import ModelInfo, VideoModel
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
@@ -19,27 +20,41 @@ SOURCES = {  # name: (kind, folder, what it is)
     "toybox": ("toybox", ASSETS / "toybox", "the embedded model: toys that move over a floor, offline, Apache-2.0"),
 }
 ROLES = ("student", "teacher")
+OFFICIAL = (".pth", ".pt", ".ckpt", ".bin")  # files that `convert` may read and the door does not
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def list_models():
-    """{name: what it is} of every model that is here."""
-    return {name: text for name, (_, folder, text) in SOURCES.items() if (folder / "manifest.json").exists()}
+    """{name: what it is} of every model that is here: those of SOURCES, and the students that fine-tunes of the page left."""
+    shipped = {name: text for name, (_, folder, text) in SOURCES.items() if (folder / "manifest.json").exists()}
+    return shipped | dict.fromkeys(students(), "a student that was distilled here")
+
+
+def folder_of(ref):
+    """The folder that a name of `list_models` stands for, or `ref` itself as one."""
+    return SOURCES[ref][1] if ref in SOURCES else students().get(ref) or Path(str(ref))
 
 
 def load(ref="toybox", role="student", device=None, dtype=None) -> VideoModel:
-    """The model that `ref` names: a name of SOURCES or a folder with a manifest.json, as `role` student or teacher.
+    """The model that `ref` names: a name of `list_models` or a folder with a manifest.json, as `role` student or teacher.
 
     device and dtype are torch's or their names; left out, CUDA where there is one, and the fastest type the device computes in. Raises
-    AppError E_MODEL, E_ROLE, E_DEVICE, E_DTYPE, E_MODEL_FILE (a file is missing), E_CHECKPOINT (a file was changed).
+    AppError E_MODEL, E_CONVERT (a checkpoint file instead of a folder), E_ROLE, E_DEVICE, E_DTYPE, E_MODEL_FILE (a file is missing),
+    E_CHECKPOINT (a file was changed); for converted folders also E_ROLE_MODEL and E_MODEL_PARTS.
     """
     if role not in ROLES:
         raise AppError("E_ROLE", given=role)
     device = pick_device(device)
     dtype = pick_dtype(dtype, device)
-    folder = SOURCES[ref][1] if ref in SOURCES else Path(str(ref))
+    folder = folder_of(ref)
+    if folder.suffix.lower() in OFFICIAL:
+        raise AppError("E_CONVERT", given=folder.name)
     if not (folder / "manifest.json").is_file():
-        raise AppError("E_MODEL", given=ref, known=", ".join(SOURCES))
+        raise AppError("E_MODEL", given=ref, known=", ".join(list_models()))
+    if json.loads((folder / "manifest.json").read_text(encoding="utf-8")).get("kind") == "vgen":
+        from .folder import load_folder
+
+        return load_folder(str(ref), folder, role, device, dtype)
     return load_toybox(str(ref), folder, role, device, dtype)
 
 
@@ -118,4 +133,4 @@ def fill(net, weights, name):
     wrong = [key for key in mine.keys() | weights.keys() if key not in mine or key not in weights or mine[key].shape != weights[key].shape]
     if wrong:
         raise AppError("E_CHECKPOINT_KEYS", given=name, detail=", ".join(sorted(wrong)[:5]))
-    net.load_state_dict(weights)
+    net.load_state_dict(weights, assign=True)

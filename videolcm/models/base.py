@@ -30,6 +30,10 @@ class Conditions:
         """The guidance's other branch (Eq. 5): the text becomes `empty` (1, L, D), the maps stay."""
         return replace(self, context=empty.to(self.context).expand_as(self.context))
 
+    def with_maps(self, maps):
+        """The same text with `maps` ({"depth": ...}) and no others."""
+        return Conditions(self.context, **maps)
+
     def map(self, function):
         """`function` applied to every tensor that is there."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -61,6 +65,11 @@ class VideoModel(ABC):
     device: torch.device
     dtype: torch.dtype
     denoiser: torch.nn.Module  # what distilling trains a copy of
+
+    @property
+    def text_encoder(self):
+        """What makes a context of a prompt: models that share it give the same contexts. The model itself where nothing else is known."""
+        return self
 
     def with_denoiser(self, net):
         """This model with another denoising network; everything else is shared."""

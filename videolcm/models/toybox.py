@@ -26,10 +26,86 @@ TOKEN = re.compile(r"[a-z]+")
 
 @dataclass(frozen=True)
 class CodecConfig:
-    latent: int = 32
-    widths: tuple[int, ...] = (64, 128, 256)  # at 1/4, 1/8 and 1/16 of the picture
-    encoder_blocks: tuple[int, ...] = (0, 2, 2)
-    decoder_blocks: tuple[int, ...] = (2, 3, 3)
+    latent: int = 48
+    widths: tuple[int, ...] = (192, 96, 32)  # at 1/16 and a quarter of the frames, 1/8 and half of them, 1/4 and all
+    blocks: tuple[int, ...] = (2, 1, 1)
+
+
+class Codec(nn.Module):
+    """Pixels (B, 3, F, H, W), F a multiple of 4, <-> latents (B, 48, F/4, H/16, W/16), of unit variance on average.
+
+    The encoder is linear: the first components of blocks of 4 frames of 16x16 pixels (a Karhunen-Loeve transform), each divided by the square
+    root of its deviation. So the strongest latents are what matters most to the picture, which a denoiser then learns first. The decoder is the
+    inverse transform plus what a network has learned to add.
+    """
+
+    def __init__(self, config=CodecConfig()):
+        super().__init__()
+        self.config = config
+        self.register_buffer("mean", torch.zeros(BLOCK))
+        self.register_buffer("basis", torch.eye(config.latent, BLOCK))  # orthonormal rows
+        self.register_buffer("scale", torch.ones(config.latent))
+        self.decoder = Decoder(config)
+
+    def encode(self, pixels):
+        x = F.linear(blocks(pixels) - self.mean, self.basis) / self.scale  # (B, f, h, w, 48)
+        return x.movedim(-1, 1)
+
+    def decode(self, latents):
+        return self.linear(latents) + self.decoder(latents)
+
+    def linear(self, latents):
+        """The inverse transform alone: pixels (B, 3, F, H, W)."""
+        return pictures(latents.movedim(1, -1) * self.scale @ self.basis + self.mean)
+
+    def preview(self, latents, factor=8):
+        """latents (B, 48, f, h, w) -> pixels (B, 3, F, H / factor, W / factor) by one small linear map."""
+        side = SPACE // factor
+
+        def smaller(x):  # (..., 3072) -> (..., 3 * 4 * side * side)
+            return x.unflatten(-1, (3 * TIME, side, factor, side, factor)).mean((-3, -1)).flatten(-3)
+
+        return pictures(latents.movedim(1, -1) * self.scale @ smaller(self.basis) + smaller(self.mean), side)
+
+
+BLOCK = 3 * TIME * SPACE * SPACE
+
+
+def blocks(pixels):
+    """Pixels (B, 3, F, H, W) -> (B, f, h, w, 3072): blocks of 4 frames of 16x16."""
+    x = pixels.unflatten(4, (-1, SPACE)).unflatten(3, (-1, SPACE)).unflatten(2, (-1, TIME))  # (B, 3, f, 4, h, 16, w, 16)
+    return x.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4)
+
+
+def pictures(x, side=SPACE):
+    """Blocks (B, f, h, w, 3 * 4 * side * side) -> pixels (B, 3, 4 f, side h, side w)."""
+    x = x.unflatten(4, (3, TIME, side, side)).permute(0, 4, 1, 5, 2, 6, 3, 7)  # (B, 3, f, 4, h, side, w, side)
+    return x.flatten(6, 7).flatten(4, 5).flatten(2, 3)
+
+
+class Decoder(nn.Module):
+    """Latents (B, 48, f, h, w) -> pixels (B, 3, 4 f, 16 h, 16 w), zero before it is trained.
+
+    Most of the work is done where there are a quarter of the frames.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        (a, b, c), d = config.widths, config.blocks
+        self.enter = nn.Conv2d(config.latent, a, 3, padding=1)
+        self.low, self.middle, self.high = (nn.Sequential(*(Residual(width) for _ in range(n))) for width, n in zip((a, b, c), d, strict=True))
+        self.mix = nn.ModuleList((Mix(a), Mix(b)))
+        self.up = nn.ModuleList((Up(a, b), Up(b, c)))
+        self.leave = nn.Conv2d(c, 48, 3, padding=1)
+        nn.init.zeros_(self.leave.weight), nn.init.zeros_(self.leave.bias)
+
+    def forward(self, latents):
+        batch, _, f = latents.shape[:3]
+        x = self.enter(channels_last(latents.transpose(1, 2).flatten(0, 1)))
+        x = self.up[0](self.low(self.mix[0](x, f)))
+        x = self.up[1](self.middle(self.mix[1](x, 2 * f)))
+        x = F.pixel_shuffle(self.leave(F.silu(self.high(x))), 4)  # (B 4f, 3, H, W)
+        return x.unflatten(0, (batch, -1)).transpose(1, 2)
 
 
 class Residual(nn.Module):
@@ -44,34 +120,24 @@ class Residual(nn.Module):
         return x + self.conv2(F.silu(self.conv1(F.silu(x))))
 
 
-def residuals(width, count):
-    return [Residual(width) for _ in range(count)]
-
-
-class Down(nn.Module):
-    """Half the size, twice the width; the shortcut folds 2x2 pixels into channels and averages them in pairs (DC-AE, arXiv 2410.10733)."""
-
-    def __init__(self, width):
-        super().__init__()
-        self.conv = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
-
-    def forward(self, x):
-        return self.conv(x) + F.pixel_unshuffle(x, 2).unflatten(1, (-1, 2)).mean(2)
-
-
 class Up(nn.Module):
-    """Twice the size, half the width; the shortcut repeats channels and unfolds them."""
+    """Twice the size and twice the frames, `a` channels to `b`; the shortcut repeats channels and unfolds them (DC-AE, arXiv 2410.10733).
 
-    def __init__(self, width):
+    x: (B f, a, h, w).
+    """
+
+    def __init__(self, a, b):
         super().__init__()
-        self.conv = nn.Conv2d(width, 2 * width, 3, padding=1)
+        self.repeat = -(-8 * b // a)
+        self.conv = nn.Conv2d(a, 8 * b, 3, padding=1)
 
     def forward(self, x):
-        return F.pixel_shuffle(self.conv(x) + x.repeat_interleave(2, 1), 2)
+        x = self.conv(x) + x.repeat_interleave(self.repeat, 1)[:, : self.conv.out_channels]
+        return channels_last(F.pixel_shuffle(x.unflatten(1, (2, -1)).flatten(0, 1), 2))
 
 
 class Mix(nn.Module):
-    """x + a convolution over three neighbouring frames, zero at the start. x: (B * F, C, h, w)."""
+    """x + a convolution over three neighbouring frames, zero at the start. x: (B F, C, h, w)."""
 
     def __init__(self, width):
         super().__init__()
@@ -83,44 +149,6 @@ class Mix(nn.Module):
         before = torch.cat([clip[:, :1], clip[:, :-1]], 1)
         after = torch.cat([clip[:, 1:], clip[:, -1:]], 1)
         return x + self.conv(torch.cat([before, clip, after], 2).flatten(0, 1))
-
-
-class Codec(nn.Module):
-    """Pixels (B, 3, F, H, W), F a multiple of 4, <-> latents (B, 32, F/4, H/16, W/16) of unit variance."""
-
-    def __init__(self, config=CodecConfig()):
-        super().__init__()
-        self.config, (a, b, c) = config, config.widths
-        e, d = config.encoder_blocks, config.decoder_blocks
-        self.stem = nn.Conv2d(48, a, 3, padding=1)
-        self.encoder = nn.Sequential(*residuals(a, e[0]), Down(a), *residuals(b, e[1]), Down(b), *residuals(c, e[2]))
-        self.to_latent = nn.Conv2d(TIME * c, config.latent, 1)
-        self.register_buffer("mean", torch.zeros(config.latent, 1, 1))  # of what to_latent gives, measured on whole clips
-        self.register_buffer("std", torch.ones(config.latent, 1, 1))
-        self.from_latent = nn.Conv2d(config.latent, TIME * c, 1)
-        self.mix = Mix(c)
-        self.decoder = nn.Sequential(
-            *residuals(c, d[2]), Up(c), *residuals(b, d[1]), Up(b), *residuals(a, d[0]), nn.SiLU(), nn.Conv2d(a, 48, 3, padding=1)
-        )
-        self.preview_map = nn.Conv2d(config.latent, TIME * 12, 1)  # a linear look: 2x2 pixels of each of the 4 frames per latent
-
-    def encode(self, pixels):
-        x = F.pixel_unshuffle(pixels.transpose(1, 2).flatten(0, 1), 4)  # (B F, 48, H/4, W/4)
-        x = self.encoder(self.stem(channels_last(x)))
-        x = self.to_latent(x.unflatten(0, (-1, TIME)).flatten(1, 2))  # (B f, 24, h, w)
-        return ((x - self.mean) / self.std).unflatten(0, (len(pixels), -1)).transpose(1, 2)
-
-    def decode(self, latents):
-        x = self.from_latent(channels_last(latents.transpose(1, 2).flatten(0, 1)))
-        x = channels_last(x.unflatten(1, (TIME, -1)).flatten(0, 1))  # (B F, 256, h, w)
-        x = self.decoder(self.mix(x, TIME * latents.shape[2]))
-        return F.pixel_shuffle(x, 4).unflatten(0, (len(latents), -1)).transpose(1, 2)
-
-    def preview(self, latents):
-        """latents (B, 32, f, h, w) -> pixels (B, 3, 4 f, 2 h, 2 w) by one linear map."""
-        x = self.preview_map(latents.transpose(1, 2).flatten(0, 1))
-        x = F.pixel_shuffle(x.unflatten(1, (TIME, -1)).flatten(0, 1), 2)
-        return x.unflatten(0, (len(latents), -1)).transpose(1, 2)
 
 
 def channels_last(x):
@@ -137,11 +165,11 @@ class TextConfig:
     depth: int = 3
     heads: int = 4
     slots: int = 3  # leading tokens that gather what is said of the first object, the second, the scene
-    length: int = 40  # of the context, slots included; longer prompts are cut
+    length: int = 40  # slots and words; longer prompts are cut
 
 
 class TextEncoder(nn.Module):
-    """Prompts -> context (B, 40, 192): three slots, then the words; places without a word hold zeros."""
+    """Prompts -> context (B, 3, 192): slots that have gathered from the words what is said of the first object, the second, the scene."""
 
     def __init__(self, config):
         super().__init__()
@@ -169,7 +197,7 @@ class TextEncoder(nn.Module):
         bias = torch.zeros_like(missing, dtype=x.dtype).masked_fill(missing, -torch.inf)
         for layer in self.layers:
             x = layer(x, src_key_padding_mask=bias)
-        return self.norm(x).masked_fill(missing[..., None], 0)
+        return self.norm(x[:, : self.config.slots])
 
 
 # ---- denoiser
@@ -177,27 +205,58 @@ class TextEncoder(nn.Module):
 
 @dataclass(frozen=True)
 class DenoiserConfig:
-    latent: int = 32
+    latent: int = 48
     context: int = 192
+    slots: int = 3
     width: int = 256
     depth: int = 8
     heads: int = 4
-    stem: int = 128  # at latent resolution, around the transformer: keeps outlines sharp
-    maps: int = 64
+    stem: int = 128  # at latent resolution, around the transformer: what 48 channels hold in detail has to pass here
+    stem_depth: int = 2
+    maps: int = 32
+    backdrop: int = 384
+
+
+class Backdrop(nn.Module):
+    """What the text alone tells of each place: mean and spread of x0, (B, 48, 1, h, w) each, the same in every frame."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.place = nn.Linear(36, config.backdrop)
+        self.said = nn.Linear(config.slots * config.context, 2 * config.backdrop)
+        self.hidden = nn.ModuleList(nn.Linear(config.backdrop, config.backdrop) for _ in range(3))
+        self.leave, self.doubt = nn.Linear(config.backdrop, config.latent), nn.Linear(config.backdrop, config.latent)
+        nn.init.zeros_(self.doubt.weight)
+
+    def forward(self, context, h, w):
+        scale, shift = self.said(context.flatten(1))[:, None].chunk(2, 2)  # (B, 1, width) twice
+        x = F.silu(self.place(places(1, h, w, context)) * (1 + scale) + shift)  # (B, h w, width)
+        for layer in self.hidden:
+            x = x + F.silu(layer(x))
+        mean, log_spread = (head(x).float().transpose(1, 2).unflatten(2, (1, h, w)) for head in (self.leave, self.doubt))
+        return mean, log_spread.clamp(-4, 2).exp()
 
 
 class Denoiser(nn.Module):
-    """v of x_t (B, 32, f, h, w), h and w even. Convolutions at latent resolution, then a transformer on 2x2 patches and the words."""
+    """x0, float32, of x_t (B, 48, f, h, w), all three even: the best linear guess around what the text tells, and what the network adds.
+
+    Convolutions at latent resolution around a transformer on patches of 2x2x2 latents and the text. A patch is 8 frames of 32x32 pixels, so
+    two seconds are 128 tokens, and what moves is whole from the start. The network sees and says values of unit variance at every channel,
+    place and timestep (Karras et al., arXiv 2206.00364, Sec. 5, where spreads differ): where nothing can be, noise is taken away by itself.
+    """
 
     def __init__(self, config=DenoiserConfig()):
         super().__init__()
         self.config, width, stem = config, config.width, config.stem
+        self.alphas = Schedule().alphas_cumprod.sqrt().float()  # (1000,), no buffer: it must stay float32
+        self.backdrop = Backdrop(config)
         self.time = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
         self.present = nn.Linear(3, width, bias=False)
-        self.maps = nn.Sequential(nn.Conv2d(6 * MAPS**2 * TIME, 128, 1), nn.SiLU(), nn.Conv2d(128, config.maps, 3, padding=1))
+        self.said = nn.Linear(config.slots * config.context, width, bias=False)
+        self.maps = nn.Sequential(nn.Conv2d(6 * MAPS**2 * TIME, 96, 1), nn.SiLU(), nn.Conv2d(96, config.maps, 3, padding=1))
         self.enter = nn.Conv2d(config.latent + config.maps, stem, 3, padding=1)
-        self.before, self.after = Timed(stem, width), Timed(stem, width)
-        self.patch, self.unpatch = nn.Linear(4 * stem, width), nn.Linear(width, 4 * stem)
+        self.before, self.after = (nn.ModuleList(Timed(stem, width) for _ in range(config.stem_depth)) for _ in range(2))
+        self.patch, self.unpatch = nn.Linear(8 * stem, width), nn.Linear(width, 8 * stem)
         self.text, self.place = nn.Linear(config.context, width), nn.Linear(36, width)
         self.modulate = nn.Linear(width, 6 * width)
         self.blocks = nn.ModuleList(Block(width, config.heads) for _ in range(config.depth))
@@ -207,21 +266,34 @@ class Denoiser(nn.Module):
             nn.init.zeros_(layer.weight), nn.init.zeros_(layer.bias)
 
     def forward(self, x_t, t, cond):
+        mean, spread = self.backdrop(cond.context.to(self.leave.weight.dtype), *x_t.shape[3:])  # (B, 48, 1, h, w) each
+        alpha = self.alphas.to(x_t.device)[t][:, None, None, None, None]  # (B, 1, 1, 1, 1)
+        sigma = (1 - alpha**2).sqrt()
+        size = ((alpha * spread) ** 2 + sigma**2).sqrt()  # of x_t, in each channel
+        centred = x_t.float() - alpha * mean
+        added = self.network((centred / size).to(self.leave.weight.dtype), t, cond).float()
+        # x0 = E x0 + alpha spread^2 / size^2 (x_t - E x_t) + sigma spread / size F
+        return mean + alpha * (spread / size) ** 2 * centred + sigma * spread / size * added
+
+    def network(self, x_t, t, cond):
+        """F of unit variance from x_t of unit variance, both (B, 48, f, h, w)."""
         batch, _, f, h, w = x_t.shape
         maps, present = self.stack_maps(x_t, cond)
-        emb = self.time(sinusoid(t).to(x_t.dtype)) + self.present(present.to(x_t.dtype))  # (B, width)
-        x = torch.cat([x_t.transpose(1, 2).flatten(0, 1), self.maps(maps)], 1)  # (B f, 32 + 64, h, w)
-        skip = self.before(self.enter(channels_last(x)), emb)
-        tokens = self.patch(F.pixel_unshuffle(skip, 2).flatten(2).transpose(1, 2))  # (B f, hw / 4, width)
-        tokens = tokens.reshape(batch, -1, self.config.width) + self.place(places(f, h // 2, w // 2, x_t))
-        words = self.text(cond.context.to(x_t.dtype))
-        y = torch.cat([words, tokens], 1)  # (B, L + f h w / 4, width)
+        context = cond.context.to(x_t.dtype)
+        emb = self.time(sinusoid(t).to(x_t.dtype)) + self.present(present) + self.said(context.flatten(1))  # (B, width)
+        x = torch.cat([x_t.transpose(1, 2).flatten(0, 1), self.maps(maps)], 1)  # (B f, 48 + 32, h, w)
+        skip = self.enter(channels_last(x))  # (B f, stem, h, w)
+        for block in self.before:
+            skip = block(skip, emb)
+        tokens = self.patch(patches(skip, batch)) + self.place(places(f // 2, h // 2, w // 2, x_t))  # (B, f h w / 8, width)
+        y = torch.cat([self.text(context), tokens], 1)  # (B, 3 + f h w / 8, width)
         shared = self.modulate(F.silu(emb)).unflatten(1, (6, -1))
         for block in self.blocks:
             y = block(y, shared)
-        y = self.unpatch(rms(y[:, words.shape[1] :]))
-        y = F.pixel_shuffle(y.reshape(batch * f, h * w // 4, -1).transpose(1, 2).unflatten(2, (h // 2, w // 2)), 2)
-        y = self.after(self.join(torch.cat([channels_last(y), skip], 1)), emb)
+        y = unpatched(self.unpatch(rms(y[:, context.shape[1] :])), f, h, w)
+        y = self.join(torch.cat([channels_last(y), skip], 1))
+        for block in self.after:
+            y = block(y, emb)
         return self.leave(F.silu(y)).unflatten(0, (batch, f)).transpose(1, 2)
 
     def stack_maps(self, x_t, cond):
@@ -245,6 +317,18 @@ class Denoiser(nn.Module):
         return channels_last(maps), torch.stack(present, 1)
 
 
+def patches(x, batch):
+    """(B f, C, h, w) -> (B, f h w / 8, 8 C): what 2x2 latents hold in two latent frames."""
+    x = F.pixel_unshuffle(x, 2).unflatten(0, (batch, -1, 2))  # (B, f / 2, 2, 4 C, h / 2, w / 2)
+    return x.permute(0, 1, 4, 5, 2, 3).flatten(4).flatten(1, 3)
+
+
+def unpatched(tokens, f, h, w):
+    """The inverse of `patches`: (B, f h w / 8, 8 C) -> (B f, C, h, w)."""
+    x = tokens.unflatten(1, (f // 2, h // 2, w // 2)).unflatten(4, (2, -1))  # (B, f / 2, h / 2, w / 2, 2, 4 C)
+    return F.pixel_shuffle(x.permute(0, 1, 4, 5, 2, 3).flatten(0, 2), 2)
+
+
 def fit_map(value, frames, height, width):
     """A map (B, C, F, H, W) at the size the denoiser reads; missing frames repeat the last one."""
     if value.shape[2] < frames:
@@ -260,7 +344,7 @@ class Timed(nn.Module):
 
     def __init__(self, width, emb):
         super().__init__()
-        self.norm1, self.norm2 = nn.GroupNorm(8, width), nn.GroupNorm(8, width)
+        self.norm1, self.norm2 = nn.GroupNorm(width // 8, width), nn.GroupNorm(width // 8, width)
         self.conv1, self.conv2 = nn.Conv2d(width, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)
         self.emb = nn.Linear(emb, 2 * width)
         for layer in (self.emb, self.conv2):
@@ -316,7 +400,7 @@ def places(f, h, w, like):
 
 
 class Toybox(VideoModel):
-    """The embedded world's networks, already on `device` in `dtype`, behind the common face. Missing frames of the last latent are repeated."""
+    """The embedded world's networks, already on `device` in `dtype`, behind the common face. Clips are made in eights of frames."""
 
     schedule = Schedule()
 
@@ -324,16 +408,20 @@ class Toybox(VideoModel):
         self.info, self.device, self.dtype = info, torch.device(device), dtype
         self.codec, self.text, self.denoiser = codec, text, denoiser
 
+    @property
+    def text_encoder(self):
+        return self.text
+
     @torch.no_grad()
     def encode_text(self, prompts):
         return self.text.encode(prompts)
 
     def latent_shape(self, frames, height, width):
-        return (self.codec.config.latent, math.ceil(frames / TIME), height // SPACE, width // SPACE)
+        return (self.codec.config.latent, 2 * math.ceil(frames / TIME / 2), height // SPACE, width // SPACE)
 
     @torch.no_grad()
     def encode(self, pixels):
-        short = -pixels.shape[2] % TIME
+        short = -pixels.shape[2] % (2 * TIME)
         pixels = torch.cat([pixels, pixels[:, :, -1:].expand(-1, -1, short, -1, -1)], 2)
         return self.codec.encode(pixels.to(self.device, self.dtype)).float()
 
@@ -347,8 +435,7 @@ class Toybox(VideoModel):
         return ((pixels.float() + 1) * 127.5).clamp(0, 255).byte().permute(1, 2, 3, 0).cpu().numpy()
 
     def denoise(self, x_t, t, cond):
-        v = self.denoiser(x_t.to(next(self.denoiser.parameters()).dtype), t, cond).float()
-        return self.schedule.x0_from_v(x_t.float(), v, t)
+        return self.denoiser(x_t, t, cond)
 
 
 def config_of(net):

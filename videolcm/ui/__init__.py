@@ -1,7 +1,7 @@
 """The page: the only code that imports gradio. `build_ui(engine)` makes it, `launch(page, engine)` serves it.
 
-In: an Engine. Out: a gr.Blocks with one tab per row of TABS, and a server with GET /healthz and GET /readyz beside it. Nothing is
-fetched from elsewhere. It knows nothing about networks, and brings torch in only after the page is up.
+In: an Engine. Out: a gr.Blocks with one tab per row of TABS and the comparison's, and a server with GET /healthz and GET /readyz beside it.
+Nothing is fetched from elsewhere. It knows nothing about networks, and brings torch in only after the page is up.
 """
 
 import shutil
@@ -11,10 +11,12 @@ import gradio as gr
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from videolcm.ui import distil
+from videolcm.ui.comparison import build_comparison
 from videolcm.ui.engine import Engine
-from videolcm.ui.handlers import make_handler
 from videolcm.ui.look import STYLE, theme
-from videolcm.ui.tab import TABS, build_tab
+from videolcm.ui.tab import build_tab
+from videolcm.ui.tabs import EARTH, EXAMPLES, TABS
 
 __all__ = ["Engine", "build_ui", "launch"]
 
@@ -24,14 +26,17 @@ KEEP = (600, 3600)  # seconds between two clean-ups, and until a clip is removed
 MAX_WAITING = 32  # jobs in the queue
 
 
-def build_ui(engine, folder=None):
-    """The page as gr.Blocks. Clips pass through `folder`, a new temporary one if None."""
+def build_ui(engine, folder=None, distilling=None):
+    """The page as gr.Blocks. Clips pass through `folder`, a new temporary one if None. `distilling` is what distil.build_distil takes."""
     folder = folder or tempfile.mkdtemp(prefix="videolcm-")
     with gr.Blocks(title="VideoLCM", analytics_enabled=False, delete_cache=KEEP) as page:
         gr.Markdown(TITLE, elem_id="title")
         with gr.Tabs():
-            for tab in TABS:
-                build_tab(tab, make_handler(tab.task, engine, folder))
+            for tab in TABS.values():
+                build_tab(tab, engine, folder)
+            build_comparison(engine, folder)
+            if distilling:
+                distil.build_distil(*distilling)
     return page.queue(max_size=MAX_WAITING)
 
 
@@ -41,13 +46,14 @@ def launch(page, engine, **options):
         gr.processing_utils.ffmpeg_installed = lambda: False  # gradio asks for ffmpeg alone, then fails for want of ffprobe
     settings = {
         "theme": theme(),
-        "css": STYLE,
+        "css": STYLE + distil.STYLE,
         "footer_links": ["api", "settings"],
         "run_history": False,
         "ssr_mode": False,
         "show_error": True,
         "max_file_size": "64mb",
         "enable_monitoring": False,
+        "allowed_paths": [str(EXAMPLES), str(EARTH)],
         "state_session_capacity": 500,
         "app_kwargs": {"routes": health(engine)},
         "prevent_thread_lock": True,

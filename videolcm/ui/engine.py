@@ -15,6 +15,7 @@ from videolcm.errors import AppError
 
 POLL = 0.1  # seconds between two looks at a busy device
 PATIENCE = 600  # seconds until a waiting job gives up
+FOREIGN = 2  # other models than the engine's own that stay loaded
 
 log = logging.getLogger(__name__)
 
@@ -41,43 +42,91 @@ def load_model(ref, role):
 
 
 class Engine:
-    """The models of one `ref` by role, and the device lease. `load(ref, role) -> VideoModel` may be replaced, as tests do."""
+    """Models by (ref, role), `ref` unless another is asked for, and the device: leased here by a lock, between processes by `lease`
+    (a lease.Lease, or None where nobody else computes). `load(ref, role) -> VideoModel` may be replaced, as tests do."""
 
-    def __init__(self, ref="toybox", load=load_model, patience=PATIENCE):
-        self.ref, self.load, self.patience = ref, load, patience
+    def __init__(self, ref="toybox", load=load_model, patience=PATIENCE, lease=None):
+        self.ref, self.load, self.patience, self.lease = ref, load, patience, lease
         self.models, self.loading, self.device = {}, threading.Lock(), threading.Lock()
 
-    def model(self, role):
+    def model(self, role, ref=None):
         """The model, loaded if it was not yet; callers that come meanwhile wait and share it. AppError as `models.load`."""
+        key = (ref or self.ref, role)
         with self.loading:
-            if role not in self.models:
-                self.models[role] = self.load(self.ref, role)
-            return self.models[role]
+            if key not in self.models:
+                self.models[key] = self.load(*key)
+                self.forget(key)
+            return self.models[key]
 
-    def run(self, request, role):
+    def forget(self, newest):
+        """Of other models than its own the engine keeps the last FOREIGN."""
+        foreign = [key for key in self.models if key[0] != self.ref and key != newest]
+        for key in foreign[: len(foreign) - FOREIGN + 1]:
+            del self.models[key]
+
+    def run(self, request, role, ref=None):
         """Make one clip: yields Waiting while the device is busy, Loading, Progress ..., and a Result.
 
         Closing it stops the work within one step and frees the device. AppError E_BUSY after `patience` seconds, and as `generate`.
         """
         from videolcm.pipeline import generate
 
-        yield from self.acquire(role)
+        key = (ref or self.ref, role)
+        yield from self.leased((key,), lambda models: generate(models[key], request))
+
+    def compare(self, request, cells, reference, stopped):
+        """Make one clip in several ways under one lease: as `run`, but yields what `compare.compare` does. AppError as there."""
+        from videolcm.compare import compare, requests_of
+
+        roles = dict.fromkeys(cell.role for cell in requests_of(request, cells, reference))
+
+        def make(models):
+            return compare({role: model for (_, role), model in models.items()}, request, cells, reference, stopped)
+
+        yield from self.leased(tuple((self.ref, role) for role in roles), make)
+
+    def leased(self, keys, make):
+        """What `make({(ref, role): model})` yields, while the device is this job's alone."""
+        yield from self.acquire(keys)
         try:
-            if role not in self.models:
-                yield Loading(self.ref)
-            with closing(generate(self.model(role), request)) as events:
+            if not self.models.keys() >= set(keys):
+                yield Loading(keys[0][0])
+            with closing(make({(ref, role): self.model(role, ref) for ref, role in keys})) as events:
                 yield from events
         finally:
-            self.device.release()
+            self.release()
 
-    def acquire(self, role):
-        """Take the device; as long as somebody else has it, yields Waiting, or Loading if the model is not there yet. The caller releases it."""
+    def acquire(self, keys):
+        """Take the device; as long as somebody else has it, yields Waiting, or Loading if a model is not there yet. The caller releases it."""
+        yield from self.wait_for(self.take_here, keys)
+        try:
+            yield from self.wait_for(self.take_between, keys)
+        except BaseException:
+            self.release()
+            raise
+
+    def wait_for(self, take, keys):
         start = time.monotonic()
-        while not self.device.acquire(timeout=POLL):
+        while not take():
             waited = time.monotonic() - start
             if waited > self.patience:
                 raise AppError("E_BUSY")
-            yield Waiting(waited) if role in self.models else Loading(self.ref)
+            yield Waiting(waited) if self.models.keys() >= set(keys) else Loading(keys[0][0])
+
+    def take_here(self):
+        return self.device.acquire(timeout=POLL)
+
+    def take_between(self):
+        if self.lease is None or self.lease.try_take():
+            return True
+        time.sleep(POLL)
+        return False
+
+    def release(self):
+        """The device is free, for other processes and for this one."""
+        if self.lease is not None:
+            self.lease.give_back()
+        self.device.release()
 
     def warm(self, role="student"):
         """Load a model and run it once, so that the first visitor's clip is as fast as the second's. AppError as `run`."""

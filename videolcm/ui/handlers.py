@@ -1,87 +1,192 @@
-"""What runs when somebody presses Generate or calls the API: values of the page -> Request -> updates of the page.
+"""What runs when somebody presses a button or calls the API: values of the page -> Request -> updates of the page.
 
-In: what the components or an API client sent, unchecked. Out: a generator of (clip, settings, status, preview), one per step; closing
-it stops the work within one step. This is the one place where an AppError becomes a gr.Error, and where anything unforeseen is logged
-and shown as E_INTERNAL. It knows nothing about layout.
+In: what the components or an API client sent, unchecked. Out: a generator of (clip, settings, status, preview) and, where a video is
+followed, a clip of what was followed; one per step. Closing it stops the work within one step. This is the one place where an AppError
+becomes a gr.Error, and where anything unforeseen is logged and shown as E_INTERNAL. It knows nothing about layout.
 """
 
 import logging
-from contextlib import closing
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
 import gradio as gr
 
 from videolcm.errors import AppError
+from videolcm.students import students
 from videolcm.ui import messages
+from videolcm.ui.tabs import TABS, description, signature
 
 log = logging.getLogger(__name__)
+AS_ASKED = ("prompt", "seed", "sampler", "frames", "strength")  # what a Request takes as the page has it
 
 
 def make_handler(task, engine, folder):
-    """The handler of a task. Clips are written to `folder` and removed when gradio has taken its copy."""
+    """The handler of a row of TABS. Clips are written to `folder` and removed when gradio has taken its copy."""
+    tab = TABS[task]
 
-    def handler(prompt, steps=4, seed=0, sampler="lcm", frames=16, size="256x256", role="student"):
-        """Make a short video clip from a sentence.
-
-        Args:
-            prompt: what to see, 1 to 512 characters.
-            steps: a whole number from 1 to 8; the sampler ddim always takes 50.
-            seed: a whole number from 0 to 2147483647; the same seed gives the same clip.
-            sampler: lcm (few steps) or ddim (the slow reference).
-            frames: a whole number from 8 to 32; 16 is two seconds.
-            size: width x height, multiples of 32 from 128 to 512, like 256x256.
-            role: student or teacher, the model to use.
-
-        Returns:
-            The clip as an mp4, its settings, a status line as HTML, and a preview as HTML that is empty in the end.
-        """
-        steps = steps if sampler == "lcm" else None
-        values = {"prompt": prompt, "steps": steps, "seed": seed, "sampler": sampler, "frames": frames, "task": task}
-        yield from guarded(lambda: clip_updates(engine, folder, role, size, values))
+    def handler(*args, **options):
+        given = handler.__signature__.bind(*args, **options)
+        given.apply_defaults()
+        yield from guarded(
+            lambda: clip_updates(tab, engine, Path(folder), given.arguments), update(bool(tab.followed), messages.plain("Nothing was made."), "")
+        )
 
     handler.__name__ = handler.__qualname__ = task
+    handler.__doc__, handler.__signature__ = description(tab), signature(tab)
     return handler
 
 
-def guarded(run):
-    """The updates of `run()`. An error first clears status and preview, then becomes a gr.Error of one line."""
+def guarded(run, cleared):
+    """The updates of `run()`. An error first clears the page by the update `cleared`, then becomes a gr.Error of one line."""
+    with refused():
+        try:
+            with closing(run()) as updates:
+                yield from updates
+        except Exception:
+            yield cleared
+            raise
+
+
+@contextmanager
+def refused():
+    """Makes an AppError, and whatever is unforeseen, a gr.Error of one line."""
     try:
-        with closing(run()) as updates:
-            yield from updates
-            return
+        yield
     except AppError as error:
-        refusal = error
+        raise gr.Error(str(error), print_exception=False) from None
     except Exception:
         log.exception("a handler failed")
-        refusal = AppError("E_INTERNAL")
-    yield gr.skip(), gr.skip(), messages.plain("Nothing was made."), ""
-    raise gr.Error(str(refusal), print_exception=False)
+        raise gr.Error(str(AppError("E_INTERNAL")), print_exception=False) from None
 
 
-def clip_updates(engine, folder, role, size, values):
-    """(clip, settings, status, preview) for every event of one clip. AppError for whatever is out of range."""
-    from videolcm.pipeline import SAMPLER_OF, Request, one_of, size_of
+def update(follows, status, preview=None):
+    """What changes while a clip is made: the status line, and the preview unless it is None."""
+    return (gr.skip(), gr.skip(), status, gr.skip() if preview is None else preview, *[gr.skip()] * follows)
 
+
+def clip_updates(tab, engine, folder, values):
+    """The outputs for every event of one clip. AppError for whatever is out of range."""
+    from videolcm.pipeline import SAMPLER_OF, one_of
+
+    follows, role = bool(tab.followed), values["role"]
     one_of(role, SAMPLER_OF, "E_ROLE")
-    width, height = size_of(size)
-    request = Request(width=width, height=height, **values)
-    with closing(engine.run(request, role)) as events:
+    one_of(values["model"], [engine.ref, *students()], "E_MODEL")
+    if follows:
+        yield update(follows, messages.plain("Reading the video ...", 0))
+    request, notices = request_of(tab.task, folder, values)
+    with closing(engine.run(request, role, values["model"])) as events:
         for event in events:
             if hasattr(event, "frames"):
-                yield from finished(event, Path(folder))
+                yield from finished(replace(event, notices=(*notices, *event.notices)), folder)
                 return
-            image = messages.preview(event)
-            yield gr.skip(), gr.skip(), messages.status(event), gr.skip() if image is None else image
+            yield update(follows, messages.status(event), messages.preview(event))
+
+
+def request_of(task, folder, values):
+    """(Request, notices) of what a tab's components hold. AppError as uploads.request_with."""
+    from videolcm.pipeline import size_of
+    from videolcm.uploads import request_with
+
+    width, height = size_of(values["size"])
+    asked = {name: values[name] for name in AS_ASKED if name in values}
+    asked["steps"] = values["steps"] if values["sampler"] == "lcm" else None
+    asked["also"] = (TABS[task].other,) if values.get("also") else ()
+    with material_of(values, folder, (height, width)) as material:
+        return request_with(material, task, values.get("extractor") or None, width=width, height=height, **asked)
+
+
+@contextmanager
+def material_of(values, folder, size):
+    """The uploads.Material of what a tab's components hold; what was painted is a file in `folder` as long as the block lasts."""
+    from videolcm.uploads import Material, box_of, marks_nothing
+
+    painted = [folder / f"{uuid4().hex}.png" for _ in values.get("painting") or ()]
+    try:
+        for path, picture in zip(painted, values.get("painting") or (), strict=True):
+            path.write_bytes(picture)
+        masks = [values["mask"]] if values.get("mask") else []
+        masks += [str(path) for path in painted if not marks_nothing(str(path), size)]
+        names = ("video", "start", "fit", "moving", "grow", "feather")
+        yield Material(masks=tuple(masks), box=box_of(values.get("box")), **{name: values[name] for name in names if name in values})
+    finally:
+        for path in painted:
+            path.unlink(missing_ok=True)
 
 
 def finished(result, folder):
-    """The last update. The file lives as long as gradio needs to copy it."""
+    """The last update. The files live as long as gradio needs to copy them."""
     from videolcm.pipeline import save
 
-    path = folder / f"{uuid4().hex}.mp4"
+    with passing(folder, 2) as (clip, followed):
+        result = save(result, clip)
+        maps = [map_clip(result.maps, result.settings["fps"], followed)] if result.maps else []
+        yield (str(clip), result.settings, messages.done(result), "", *maps)
+
+
+@contextmanager
+def passing(folder, count):
+    """Names of mp4 files in `folder` that are removed in the end."""
+    paths = [folder / f"{uuid4().hex}.mp4" for _ in range(count)]
     try:
-        result = save(result, path)
-        yield str(path), result.settings, messages.done(result), ""
+        yield paths
     finally:
-        path.unlink(missing_ok=True)
+        for path in paths:
+            path.unlink(missing_ok=True)
+
+
+def map_clip(maps, fps, path):
+    """Write what was followed, side by side, as an mp4 at `path`; returns its name."""
+    import numpy as np
+
+    from videolcm.video import write_mp4
+
+    return str(write_mp4(path, np.concatenate(list(maps.values()), 2), fps, {"maps": list(maps)}))
+
+
+# ---- what else the tabs that follow a video need
+
+
+def extractor_choices(kind):
+    """(what people read, name) of the extractors for a kind of map that are ready here."""
+    from videolcm.conditions import known
+
+    return [("the best for this video", ""), *((what, name) for name, what in known(kind).items())]
+
+
+def make_first_frame():
+    """A handler that shows the first frame of a video as the clip will have it, uint8 (H, W, 3); None where there is no video."""
+
+    def first_frame(video, frames, size, start, fit):
+        from videolcm.pipeline import Request, size_of
+        from videolcm.uploads import Material, read_frames
+
+        if not video:
+            return None
+        with refused():
+            width, height = size_of(size)
+            request = Request("first frame", frames=frames, width=width, height=height)
+            return read_frames(Material(video, start=start, fit=fit), "inpaint", request)[0][0]
+
+    return first_frame
+
+
+def make_mask_preview(folder):
+    """A handler that shows what is going to be replaced in every frame: a generator of one (clip, status)."""
+
+    def mask_preview(*args):
+        values = dict(zip(TABS["inpaint"].parameters, args, strict=True))
+        with refused():
+            yield from mask_updates(values, Path(folder))
+
+    return mask_preview
+
+
+def mask_updates(values, folder):
+    from videolcm.masks import overlay
+
+    request, notices = request_of("inpaint", folder, {**values, "prompt": values["prompt"] or "mask"})
+    with passing(folder, 1) as (path,):
+        clip = map_clip({"mask": overlay(request.video, request.hole)}, 8, path)
+        yield clip, messages.plain("What is red will be replaced.", notices=notices)

@@ -21,6 +21,15 @@ STYLE = """
 .status progress::-webkit-progress-bar { background: var(--border-color-primary); }
 .status progress::-webkit-progress-value { background: var(--color-accent); }
 .status progress::-moz-progress-bar { background: var(--color-accent); }
+#compare .status { min-height: 2.2rem; padding: 0 !important; }
+#compare .go { gap: .5rem; justify-content: stretch; }
+#compare .go button { flex: 1; }
+#compare .ways label { padding: .25rem .5rem; }
+#compare .legend { font-size: var(--text-xs); color: var(--body-text-color-subdued); }
+#compare .legend :is(p, em, span) { margin: 0; font-size: inherit !important; color: inherit; }
+#player, .quality, #player .html-container, .quality .html-container { padding: 0 !important; }
+.plot { display: block; width: 100%; font-size: 11px; fill: var(--body-text-color-subdued); }
+.plot .grid { stroke: var(--border-color-primary); }
 """
 
 

@@ -27,13 +27,17 @@ def status(event):
         return plain(f"Loading the model {event.ref} ...", 0)
     if isinstance(event, Waiting):
         return plain(f"Waiting for another clip: {event.seconds:.0f} s", 0)
-    sentence = SENTENCES[event.stage].format(i=event.i, n=event.n)
-    return plain(sentence, part_done(event))
+    return plain(stage(event), part_done(event))
+
+
+def stage(progress):
+    """What a Progress is at, in words."""
+    return SENTENCES[progress.stage].format(i=progress.i, n=progress.n)
 
 
 def part_done(event):
-    """How much of a clip is done at a Progress, in 0..1: the steps are taken as eight tenths."""
-    before, share = {"text": (0, 0.05), "denoise": (0.05, 0.8), "decode": (0.85, 0.15)}[event.stage]
+    """How much of a clip is done at a Progress, in 0..1: the steps are taken as three quarters."""
+    before, share = {"text": (0, 0.02), "conditions": (0.02, 0.08), "denoise": (0.1, 0.75), "decode": (0.85, 0.15)}[event.stage]
     return before + share * event.i / event.n
 
 

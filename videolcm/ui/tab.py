@@ -1,112 +1,123 @@
 """One tab of the page: the controls of a task on the left, the clip on the right, examples below, and the events between them.
 
-In: a Tab, which is a row of TABS, and the handler of its task. Out: components in the gr.Blocks that is open, and the task's name in
-the API. It knows nothing about models or clips; what is in range is the Request's to say.
+In: a row of tabs.TABS, and the handlers. Out: components in the gr.Blocks that is open, and the task's name in the API. It knows nothing
+about models or clips; what is in range is the Request's to say.
 """
-
-from dataclasses import dataclass
 
 import gradio as gr
 
+from videolcm.students import students
 from videolcm.ui import messages
+from videolcm.ui.handlers import extractor_choices, make_handler
+from videolcm.ui.hole import build_hole, wire_hole
+from videolcm.ui.parts import as_given, clip_player, given, video_upload
+from videolcm.ui.tabs import PARAMETERS, example_rows
 
 MAX_STEPS, MAX_PROMPT = 8, 512  # as in pipeline.py, which this page is up before
 SIZES = ("256x256", "384x256", "256x384", "384x384", "448x256", "512x512")
 SAMPLERS = (("LCM: 1 to 8 steps", "lcm"), ("DDIM: 50 steps, slow, the reference", "ddim"))
+FITS = (("cut out the middle", "crop"), ("add black bars", "pad"))
 ROLE_OF = {"lcm": "student", "ddim": "teacher"}
 ROLL = "(randomise, seed) => randomise ? Math.floor(Math.random() * 2147483648) : seed"
-REQUEST = ("prompt", "steps", "seed", "sampler", "frames", "size", "role")  # the handler's parameters, in its order
+QUIET = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
 
 
-@dataclass(frozen=True)
-class Tab:
-    """What tells one tab from another."""
-
-    task: str  # of models.base.TASKS; also the name in the API
-    title: str
-    placeholder: str
-    examples: tuple[str, ...]
-
-
-TABS = (
-    Tab(
-        "text",
-        "Text to video",
-        "a red ball rolls to the left over snow",
-        (
-            "a red ball rolls to the left over snow",
-            "a big shiny green cube spins on a wooden floor at sunset",
-            "a small white cone jumps on the grass",
-            "a blue cylinder comes closer on a checkerboard at night",
-            "a yellow ball bounces on the sand by day",
-            "a shiny purple drum moves in a circle in a studio",
-            "a red cube spins and a small blue ball bounces on the grass",
-        ),
-    ),
-)
-
-
-def build_tab(tab, handler):
-    """The tab's components and events; `handler` is what handlers.make_handler gave for its task."""
-    with gr.Tab(tab.title, id=tab.task):
+def build_tab(tab, engine, folder):
+    """The tab's components and events. Clips pass through `folder`."""
+    with gr.Tab(tab.title, id=tab.task) as pane:
         with gr.Row():
             with gr.Column(scale=5, min_width=320):
                 controls = build_controls(tab)
             with gr.Column(scale=6, min_width=320):
-                clip, preview, status, settings = build_stage()
-        examples = gr.Dataset(components=[controls["prompt"]], samples=[[text] for text in tab.examples], label="Examples, one click each")
-    wire(tab, controls, examples, (clip, settings, status, preview), handler)
+                controls |= build_hole() if "mask" in tab.parameters else {}
+                outputs = build_stage(tab)
+        fills = [controls[name] for name in tab.fills]
+        examples = gr.Dataset(components=fills, samples=example_rows(tab), label="Examples, one click each")
+    wire(tab, controls, examples, outputs, make_handler(tab.task, engine, folder))
+    if "extractor" in controls:
+        pane.select(lambda: gr.Dropdown(extractor_choices(tab.task)), None, controls["extractor"], **QUIET)
+    if "mask" in controls:
+        wire_hole(controls, tab, outputs, folder)
 
 
 def build_controls(tab):
     """The left column: {name: component}; those that make a request are named as the handler's parameters."""
-    prompt = gr.Textbox(label="Prompt", placeholder=tab.placeholder, max_lines=4, max_length=MAX_PROMPT, autofocus=True)
+    controls = {"video": video_upload()} if tab.followed else {}
+    controls["prompt"] = gr.Textbox(label="Prompt", placeholder=tab.placeholder, max_lines=4, max_length=MAX_PROMPT, autofocus=not tab.followed)
     with gr.Row():
-        go = gr.Button("Generate", variant="primary", scale=2, min_width=120)
-        stop = gr.Button("Stop", scale=1, min_width=80)
-    steps = gr.Slider(1, MAX_STEPS, 4, step=1, label="Steps", info="One is fastest, eight is finest.")
+        controls["go"] = gr.Button("Generate", variant="primary", scale=2, min_width=120)
+        controls["stop"] = gr.Button("Stop", scale=1, min_width=80)
+    controls["steps"] = gr.Slider(1, MAX_STEPS, 4, step=1, label="Steps", info="One is fastest, eight is finest.")
     with gr.Row(equal_height=True):
-        seed = gr.Number(0, label="Seed", minimum=0, maximum=2**31 - 1, precision=None, step=1, min_width=120)
-        randomise = gr.Checkbox(True, label="Randomise", info="A new seed for every clip", min_width=120)
+        controls["seed"] = gr.Number(0, label="Seed", minimum=0, maximum=2**31 - 1, precision=None, step=1, min_width=120)
+        controls["randomise"] = gr.Checkbox(True, label="Randomise", info="A new seed for every clip", min_width=120)
+    controls |= build_following(tab) if "extractor" in tab.parameters else {}
     with gr.Accordion("Advanced", open=False):
-        sampler = gr.Radio(SAMPLERS, value="lcm", label="Sampler")
-        role = gr.Radio(("student", "teacher"), value="student", label="Model", info="The student learned the teacher's result in few steps.")
+        controls |= build_advanced(tab)
+    for name in set(tab.parameters) & set(controls) - {"video"}:
+        controls[name].preprocess = as_given
+    return controls
+
+
+def build_following(tab):
+    """What a map is made by and how strongly it is followed."""
+    strength, also = PARAMETERS["strength"][0], PARAMETERS["also"][0]
+    extractor = gr.Dropdown([("the best for this video", "")], value="", label=f"How the {tab.task} is found")
+    with gr.Row(equal_height=True):
+        return {
+            "extractor": extractor,
+            "strength": gr.Slider(0, 2, strength, step=0.1, label="Strength", info="How closely it is followed", min_width=160),
+            "also": gr.Checkbox(also, label=f"Follow the {tab.other} too", min_width=120),
+        }
+
+
+def build_advanced(tab):
+    """Which part of the video, and how the clip is made."""
+    controls = {}
+    if tab.followed:
         with gr.Row():
-            frames = gr.Slider(8, 32, 16, step=1, label="Frames", min_width=140)
-            size = gr.Dropdown(SIZES, value="256x256", label="Size", min_width=120)
-    request = dict(zip(REQUEST, (prompt, steps, seed, sampler, frames, size, role), strict=True))
-    for component in request.values():
-        component.preprocess = as_given
-    return {**request, "go": go, "stop": stop, "randomise": randomise}
+            controls["start"] = gr.Number(0, label="Start", info="Second of the video", minimum=0, step=0.5, min_width=120)
+            controls["fit"] = gr.Radio(FITS, value="crop", label="A video of another shape", min_width=160)
+    controls["sampler"] = gr.Radio(SAMPLERS, value="lcm", label="Sampler")
+    controls["role"] = gr.Radio(("student", "teacher"), value="student", label="Model", info="The student learned the teacher's result in few steps.")
+    controls["model"] = gr.Dropdown(model_names(), value="toybox", label="Weights", info="Students that were distilled here join the list.")
+    controls["model"].focus(lambda: gr.update(choices=model_names()), None, controls["model"], **QUIET)
+    with gr.Row():
+        controls["frames"] = gr.Slider(8, 32, 16, step=1, label="Frames", min_width=140)
+        controls["size"] = gr.Dropdown(SIZES, value="256x256", label="Size", min_width=120)
+    return controls
 
 
-def as_given(value):
-    """In place of a component's own check, whose refusals have no code: the Request checks every value."""
-    return value
+def model_names():
+    """What can be chosen now: the embedded model, and the students that were distilled here."""
+    return ["toybox", *students()]
 
 
-def build_stage():
-    """The right column: clip, preview (which lies over the clip while there is one), status, settings."""
-    with gr.Column(elem_classes="stage"):
-        clip = gr.Video(
-            label="Clip", height=400, autoplay=True, loop=True, interactive=False, include_audio=True, buttons=["download"], elem_classes="clip"
-        )
-        preview = gr.HTML("", elem_classes="preview")
+def build_stage(tab):
+    """The right column: clip, settings, status, preview (which lies over the clip while there is one), and what was followed if anything is."""
+    height, followed = 270 if tab.followed else 400, []
+    with gr.Row():
+        with gr.Column(elem_classes="stage", min_width=240):
+            clip = clip_player("Clip", height, elem_classes="clip")
+            preview = gr.HTML("", elem_classes="preview")
+        if tab.followed:
+            with gr.Column(min_width=240):
+                followed = [clip_player(tab.followed, height, elem_classes="followed")]
     status = gr.HTML(messages.plain("Ready when you are."), elem_classes="status")
     with gr.Accordion("Settings of this clip", open=False):
         settings = gr.JSON(show_label=False)
-    return clip, preview, status, settings
+    return (clip, settings, status, preview, *followed)
 
 
 def wire(tab, controls, examples, outputs, handler):
     """Events: generate, Enter and examples roll the seed in the browser, then run the handler; Stop cancels it."""
-    quiet = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
-    prompt, seed, role, (_, _, status, preview) = controls["prompt"], controls["seed"], controls["role"], outputs
-    roll = {"fn": None, "inputs": [controls["randomise"], seed], "outputs": seed, "js": ROLL, **quiet}
-    work = {"fn": handler, "inputs": [controls[name] for name in REQUEST], "outputs": list(outputs)}
+    prompt, seed, role, (_, _, status, preview, *_) = controls["prompt"], controls["seed"], controls["role"], outputs
+    roll = {"fn": None, "inputs": [controls["randomise"], seed], "outputs": seed, "js": ROLL, **QUIET}
+    work = {"fn": handler, "inputs": given(tab, controls), "outputs": list(outputs)}
     shared = {"show_progress": "minimal", "show_progress_on": status, "concurrency_id": "device", "concurrency_limit": 1}
     run = gr.on([controls["go"].click, prompt.submit], **roll).then(**work, **shared, api_name=tab.task)
-    filled = examples.click(lambda sample: sample[0], examples, prompt, **quiet)
+    fills = [controls[name] for name in tab.fills]
+    filled = examples.click(lambda sample: tuple(sample) if len(sample) > 1 else sample[0], examples, fills, **QUIET)
     run_example = filled.then(**roll).then(**work, **shared, api_visibility="private")
-    controls["stop"].click(lambda: (messages.plain("Stopped."), ""), None, [status, preview], cancels=[run, run_example], **quiet)
-    controls["sampler"].input(ROLE_OF.get, controls["sampler"], role, **quiet)
+    controls["stop"].click(lambda: (messages.plain("Stopped."), ""), None, [status, preview], cancels=[run, run_example], **QUIET)
+    controls["sampler"].input(ROLE_OF.get, controls["sampler"], role, **QUIET)

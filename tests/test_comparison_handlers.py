@@ -1,0 +1,248 @@
+"""The comparison without a browser: its handlers as functions, and /compare behind the page."""
+
+import time
+from pathlib import Path
+
+import gradio as gr
+import pytest
+import torch
+from conftest import FakeModel
+from gradio_client import Client
+from gradio_client.exceptions import AppError as ClientError
+
+from videolcm.ui import Engine, build_ui, comparison_handlers, launch
+from videolcm.ui.comparison_handlers import FILES, OUTPUTS, Stops, cells_of, make_compare, make_comparison, make_files
+from videolcm.ui.restore import restored
+from videolcm.video import read_settings
+
+PROMPT = "a red ball rolls to the left over snow"
+ASKED = {
+    "prompt": PROMPT,
+    "steps": [2, 1],
+    "samplers": ["lcm"],
+    "roles": ["student"],
+    "seed": 5,
+    "with_reference": True,
+    "reference_steps": 9,
+    "gamma": 0.3,
+    "guidance": "",
+    "frames": 8,
+    "size": "128x128",
+}
+
+
+class Noisy(FakeModel):
+    """The moving square, the less clean the fewer steps; a clip that depends on seed, sampler and steps."""
+
+    def denoise(self, x_t, t, cond):
+        return 0.9 * super().denoise(x_t, t, cond) + 0.1 * x_t.clamp(-1, 1)
+
+
+def engine_of(delay=0.0):
+    return Engine(load=lambda ref, role: Noisy(role, delay))
+
+
+def asked(engine, stops=None, **values):
+    """The updates of the page as dicts of what changes."""
+    for update in make_comparison(engine)(Stops() if stops is None else stops, **{**ASKED, **values}):
+        yield {name: value for name, value in zip(OUTPUTS, update, strict=True) if value != gr.skip()}
+
+
+def states(update):
+    return [cell["state"] for cell in update["board"]["cells"]]
+
+
+def last_board(updates):
+    return [update for update in updates if "board" in update][-1]
+
+
+def test_a_comparison_and_the_way_back_from_each_of_its_files(tmp_path):
+    engine, stops = engine_of(), Stops()
+    shown = last_board(asked(engine, stops))
+    assert states(shown) == ["done"] * 3 and "Done: 3 clips" in shown["status"] and "seed 5" in shown["status"]
+    assert shown["plot"].count("<circle") == 1 + 2
+    told, controls = [], []
+    for buttons in make_files(tmp_path)(stops):
+        paths = [button["value"] for button in buttons]
+        assert [Path(path).name for path in paths] == list(FILES.values())
+        told, controls = [read_settings(path) for path in paths], [restored(path) for path in paths]
+    assert [(cell["role"], cell["steps"]) for cell in told[0]["cells"]] == [("student", 1), ("student", 2), ("teacher", 9)]
+    assert told[0] == told[1] == told[2] and controls[0] == controls[1] == controls[2]
+    assert not list(tmp_path.iterdir()) and not stops.unwritten and not engine.device.locked()
+    again = last_board(asked(engine, **{**dict.fromkeys(ASKED), **controls[0]}))
+    assert [cell["strip"] for cell in again["board"]["cells"]] == [cell["strip"] for cell in shown["board"]["cells"]]
+
+
+def test_files_of_a_comparison_that_is_over_do_not_replace_the_next_ones(tmp_path, monkeypatch):
+    stops = Stops()
+    list(asked(engine_of(), stops))
+    stale = stops.unwritten
+
+    def begin_another(done, place):
+        assert done is stale and len(done) == 3
+        next(asked(engine_of(), stops))
+        return {}
+
+    monkeypatch.setattr(comparison_handlers, "write_files", begin_another)
+    assert list(make_files(tmp_path)(stops)) == [] and not list(tmp_path.iterdir())
+
+
+def test_cells_fill_as_they_finish():
+    seen = [states(update) for update in asked(engine_of()) if "board" in update]
+    assert seen[0] == ["waiting"] * 3
+    for stage in (["done", "waiting", "waiting"], ["done", "done", "waiting"], ["done"] * 3):
+        assert stage in seen
+
+
+def test_one_cell_is_stopped_and_the_rest_goes_on():
+    engine, stops = engine_of(), Stops()
+    for update in asked(engine, stops):
+        if "board" in update:
+            shown = update
+            stops.stop_cell(1)
+    assert states(shown) == ["done", "stopped", "done"] and "Stopped: 2 clips" in shown["status"]
+    assert len(engine.models["toybox", "student"].calls) == 1
+
+
+def test_stop_all_ends_at_the_next_step_and_leaves_what_is_done():
+    engine, stops = engine_of(), Stops()
+    stops.begin()
+    for update in asked(engine, stops):
+        if "board" in update:
+            shown = update
+            if states(update)[0] == "done" and not stops.everything:
+                assert "Stopping" in stops.stop_all()
+    assert states(shown) == ["done", "stopped", "stopped"] and [one.cell.steps for one in stops.unwritten] == [1]
+    assert (
+        len(engine.models["toybox", "student"].calls) == 1 and ("toybox", "teacher") in engine.models and not engine.models["toybox", "teacher"].calls
+    )
+    assert stops.stop_all() == gr.skip()  # nothing runs any more
+
+
+def test_stop_all_ends_the_waiting_for_the_device():
+    engine, stops = engine_of(), Stops()
+    engine.device.acquire()
+    stops.begin()
+    updates = asked(engine, stops)
+    next(updates), next(updates)
+    stops.stop_all()
+    shown = last_board(updates)
+    assert states(shown) == ["stopped"] * 3 and "Stopped." in shown["status"] and engine.device.locked()
+
+
+def test_closing_frees_the_device():
+    engine = engine_of()
+    updates = asked(engine, steps=[8])
+    while not engine.models or not engine.models["toybox", "student"].calls:
+        next(updates)
+    assert engine.device.locked()
+    updates.close()
+    assert not engine.device.locked() and len(engine.models["toybox", "student"].calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "values"),
+    [
+        ("E_PROMPT_EMPTY", {"prompt": " "}),
+        ("E_CELLS", {"steps": []}),
+        ("E_CELLS", {"steps": [1, 2, 3], "samplers": ["lcm", "tcd", "ddim"]}),
+        ("E_STEPS", {"steps": [9]}),
+        ("E_STEPS", {"steps": [[1]]}),
+        ("E_STEPS", {"steps": None}),
+        ("E_STEPS", {"reference_steps": 101}),
+        ("E_SAMPLER", {"samplers": [["lcm"]]}),
+        ("E_ROLE", {"roles": [3]}),
+        ("E_SIZE", {"size": None}),
+        ("E_GUIDANCE", {"guidance": "2 or 3"}),
+        ("E_GUIDANCE", {"guidance": "31"}),
+    ],
+)
+def test_refusals_are_one_line(code, values):
+    engine = engine_of()
+    updates = asked(engine, **values)
+    assert "Nothing was made" in next(updates)["status"]
+    with pytest.raises(gr.Error) as error:
+        next(updates)
+    assert error.value.message.startswith(f"[{code}] ") and "\n" not in error.value.message and not engine.models
+
+
+def test_an_error_halfway_leaves_what_is_done():
+    engine = engine_of()
+    engine.model("teacher").decode = lambda latents, frames: torch.full((1, 3, 8, 128, 128), float("nan"))
+    seen, updates = [], asked(engine)
+    with pytest.raises(gr.Error, match="E_NONFINITE"):
+        for update in updates:
+            seen.append(update)
+    shown = last_board(seen)
+    assert states(shown) == ["done", "done", "stopped"] and not engine.device.locked()
+
+
+@pytest.mark.parametrize("counts", ["4, 1", [4, 1, 1.0], (1, 4)])
+def test_cells_are_sorted_and_counted_once(counts):
+    assert [str(cell) for cell in cells_of("student", "lcm", counts)] == ["1 step, lcm", "4 steps, lcm"]
+
+
+# ---- the API
+
+
+@pytest.fixture(scope="module")
+def page():
+    """(client, engine) of a page that serves a model with known answers."""
+    engine = engine_of()
+    blocks = build_ui(engine)
+    _, url, _ = launch(blocks, engine, server_name="127.0.0.1", quiet=True)
+    yield Client(url, verbose=False), engine
+    blocks.close()
+
+
+SMALL = {"frames": 8, "size": "128x128", "api_name": "/compare"}
+
+
+def test_api_compares(page):
+    path, rows = page[0].predict(PROMPT, steps=[2, 1], seed=3, sampler="tcd", gamma=0.5, teacher_steps=10, **SMALL)
+    assert Path(path).suffix == ".mp4" and read_settings(path)["cells"] == [row["settings"] for row in rows]
+    assert [row["nfe"] for row in rows] == [1, 2, 20] and [row["reference"] for row in rows] == [False, False, True]
+    assert rows[0]["settings"]["gamma"] == 0.5 and rows[0]["metrics"]["psnr"] < 100 == rows[2]["metrics"]["psnr"]
+    assert len({row["sha256"] for row in rows}) == 3
+    assert page[0].predict(PROMPT, steps="1,2", seed=3, sampler="tcd", gamma=0.5, teacher_steps=0, **SMALL)[1][1]["sha256"] == rows[1]["sha256"]
+
+
+def test_api_is_described(page):
+    described = page[0].view_api(return_format="dict", print_info=False)["named_endpoints"]["/compare"]
+    names = ["prompt", "steps", "seed", "sampler", "gamma", "teacher_steps", "frames", "size"]
+    assert [p["parameter_name"] for p in described["parameters"]] == names and "side by side" in described["description"]
+    assert [p["parameter_has_default"] for p in described["parameters"]] == [False] + 7 * [True]
+
+
+@pytest.mark.parametrize(
+    ("code", "values"),
+    [("E_STEPS", {"steps": "1,x"}), ("E_STEPS", {"teacher_steps": 0.5}), ("E_CELLS", {"steps": []}), ("E_SAMPLER", {"sampler": {}})],
+)
+def test_api_refuses(page, code, values):
+    with pytest.raises(ClientError, match=rf"\[{code}\]"):
+        page[0].predict(PROMPT, **SMALL, **values)
+
+
+def test_cancelling_a_comparison_of_the_api_frees_the_device(page):
+    client, engine = page
+    engine.model("student").delay = 0.3
+    try:
+        job = client.submit(PROMPT, steps=[8], **SMALL)
+        wait_for(engine.device.locked)
+        job.cancel()
+        wait_for(lambda: not engine.device.locked())
+    finally:
+        engine.model("student").delay = 0.0
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_the_api_says_what_is_done_so_far(tmp_path):
+    compare = make_compare(engine_of(), tmp_path)
+    counts = [len(rows) for _, rows in compare(PROMPT, steps="1,2", teacher_steps=9, frames=8, size="128x128")]
+    assert sorted(counts) == counts and set(counts) == {0, 1, 2, 3} and not list(tmp_path.iterdir())

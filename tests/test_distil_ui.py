@@ -1,0 +1,220 @@
+"""The distilling tab: its handlers as functions, who may use it, what it says, the API behind it, and one fine-tune in a real browser."""
+
+import json
+from pathlib import Path
+
+import gradio as gr
+import pytest
+import tiny
+from conftest import FakeModel
+from gradio_client import Client
+from gradio_client.exceptions import AppError as ClientError
+from test_browser import PATIENCE, browser  # noqa: F401  the fixture
+
+from videolcm.errors import AppError
+from videolcm.jobs import Job, Jobs
+from videolcm.ui import Engine, build_ui, launch
+from videolcm.ui import distil_messages as say
+from videolcm.ui.distil_handlers import Guard, guard_of, make_action, make_refresh, make_start
+
+STEP = {"iteration": 1, "iterations": 4, "loss": 0.5, "lr": 1e-5, "samples_per_second": 8.0, "figures": None, "skipped": 0}
+
+
+class Listed:
+    """Stands for Jobs, and notes what it is told."""
+
+    def __init__(self):
+        self.told = []
+
+    def start(self, knobs, teacher):
+        self.told.append((knobs, teacher))
+        return "0" * 32
+
+    def get(self, id):
+        return Job(id, Path("nowhere"), "QUEUED", "", 0.0, ("--teacher", "toybox"))
+
+    def pause(self, id):
+        self.told.append(("pause", id))
+
+
+def refused(code, function, *arguments, **named):
+    with pytest.raises(gr.Error) as error:
+        function(*arguments, **named)
+    assert error.value.message.startswith(f"[{code}] ") and "\n" not in error.value.message
+
+
+def test_a_start_by_preset_and_by_knobs():
+    jobs = Listed()
+    start = make_start(jobs, Guard(), {"toybox": "toybox"})
+    assert start(preset="paper", iterations=3, seed=7.0, conditions=["text"])["state"] == "QUEUED"
+    start(iterations=30.0, lr=0.001)
+    (paper, teacher), (own, _) = jobs.told
+    assert (paper.iterations, paper.guidance, paper.seed, paper.conditions, teacher) == (4000, 9.0, 7, "text", "toybox")
+    assert (own.iterations, own.lr, own.guidance, own.conditions) == (30, 0.001, None, "text,depth,sketch,masked")
+
+
+BAD = [
+    ("E_MODEL", {"teacher": "../../etc"}),
+    ("E_MODEL", {"teacher": ["toybox"]}),
+    ("E_PRESET", {"preset": "an hour"}),
+    ("E_PRESET", {"preset": {"a": 1}}),
+    ("E_NUMBER", {"iterations": 2.5}),
+    ("E_NUMBER", {"batch": None}),
+    ("E_NUMBER", {"lr": "x"}),
+    ("E_NUMBER", {"seed": -1}),
+    ("E_NUMBER", {"skip": "20; rm"}),
+    ("E_CONDITIONS", {"conditions": []}),
+    ("E_CONDITIONS", {"conditions": ["--out"]}),
+]
+
+
+@pytest.mark.parametrize(("code", "values"), BAD)
+def test_bad_values_start_nothing(code, values):
+    jobs = Listed()
+    refused(code, make_start(jobs, Guard(), {"toybox": "toybox"}), **values)
+    assert jobs.told == []
+
+
+@pytest.mark.parametrize(("guard", "code"), [(Guard("why not"), "E_DISTIL_OFF"), (Guard(password="open"), "E_PASSWORD")])
+def test_who_is_not_admitted(guard, code):
+    jobs = Listed()
+    for password in ("", "Open", "öffne", None):
+        refused(code, make_start(jobs, guard, {"toybox": "toybox"}), password=password)
+        refused(code, make_action(jobs, guard, "pause"), "0" * 32, password)
+    assert jobs.told == []
+
+
+def test_the_password_admits():
+    jobs = Listed()
+    make_action(jobs, Guard(password="open"), "pause")("1", "open")
+    assert jobs.told == [("pause", "1")]
+
+
+@pytest.mark.parametrize(
+    ("environ", "public", "off", "password"),
+    [
+        ({}, False, False, None),
+        ({"VIDEOLCM_DISTIL_PASSWORD": "x"}, False, False, None),
+        ({}, True, True, None),
+        ({"VIDEOLCM_DISTIL_PASSWORD": "x"}, True, False, "x"),
+        ({"SPACE_ID": "a/b"}, True, True, None),
+        ({"SPACE_ID": "a/b", "VIDEOLCM_DISTIL_PASSWORD": "x"}, True, True, None),
+        ({"SPACE_ID": "a/b", "VIDEOLCM_DISTIL": "1"}, False, True, None),
+        ({"SPACE_ID": "a/b", "VIDEOLCM_DISTIL": "1", "VIDEOLCM_DISTIL_PASSWORD": "x"}, True, False, "x"),
+    ],
+)
+def test_where_it_is_on(environ, public, off, password):
+    guard = guard_of(environ, public)
+    assert (bool(guard.off), guard.password) == (off, password)
+
+
+def job_folder(folder, state="RUNNING", steps=()):
+    """A job on disk that no process works at."""
+    folder.mkdir(parents=True)
+    (folder / "job.json").write_text(json.dumps({"created": 1.0, "arguments": []}))
+    (folder / "journal.jsonl").write_text(json.dumps({"time": 1.0, "state": state, "message": ""}) + "\n")
+    (folder / "log.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
+    return folder
+
+
+def test_the_clock_tells_what_changed_and_only_that(tmp_path):
+    folder = job_folder(tmp_path / ("a" * 32), "PAUSED", [STEP, {**STEP, "iteration": 2, "figures": {"previews": {"1": "p.mp4", "4": "q.mp4"}}}])
+    (folder / "p.mp4").write_bytes(b"clip")
+    look = make_refresh(Jobs(tmp_path), Guard())
+    listed, status, curve, previews, shown = look(None, {})
+    assert listed["value"] == "a" * 32 and "PAUSED" in listed["choices"][0][0]
+    assert "iteration 2 of 4" in status and list(curve["loss"]) == [0.5, 0.5]
+    assert "data:video/mp4;base64,Y2xpcA==" in previews and "4 steps: file removed" in previews
+    assert all(isinstance(update, dict) and "value" not in update for update in look("a" * 32, json.loads(json.dumps(shown)))[:4])
+    with open(folder / "log.jsonl", "a") as file:
+        file.write(json.dumps({**STEP, "iteration": 3, "loss": None, "skipped": 1}) + "\n")
+    _, status, curve, *_ = look("a" * 32, shown)
+    assert "Skipped 1" in status and len(curve) == 2
+
+
+def test_a_job_whose_process_died_without_a_word(tmp_path):
+    job_folder(tmp_path / ("b" * 32))
+    assert "E_JOB_LOST" in make_refresh(Jobs(tmp_path), Guard())(None, {})[1]
+
+
+def test_no_jobs_and_no_right(tmp_path):
+    assert "No fine-tune chosen" in make_refresh(Jobs(tmp_path), Guard())(None, None)[1]
+    assert len(make_refresh(Jobs(tmp_path), Guard("off"))(None, None)) == 5
+
+
+def test_the_curve_is_thinned():
+    points = say.curve([{**STEP, "iteration": i, "loss": float(i)} for i in range(1, 4001)])
+    assert len(points) == say.POINTS and points[0] == (20, 10.5) and points[-1] == (4000, 3990.5)
+
+
+def test_what_is_written_is_escaped():
+    job = Job("c" * 32, Path("nowhere"), "FAILED", "<script>", 0.0, ())
+    assert "<script>" not in say.status(job, []) and "&lt;script&gt;" in say.status(job, [])
+
+
+# ---- the page
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """(url, jobs) of a page that distils tiny networks."""
+    folder = tmp_path_factory.mktemp("site")
+    teacher, data = str(tiny.teacher_folder(folder / "tiny")), str(tiny.data_folder(folder / "data"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VIDEOLCM_JOBS", str(folder / "jobs"))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        jobs = Jobs(data=data)
+        blocks = build_ui(Engine(load=lambda ref, role: FakeModel(role, name=ref)), distilling=(jobs, Guard(), {"tiny": teacher}))
+        _, url, _ = launch(blocks, None, server_name="127.0.0.1", quiet=True)
+        yield url, jobs
+        blocks.close()
+        for child in jobs.children.values():
+            child.stdin.close()
+            child.wait(60)
+
+
+def test_the_api_refuses_what_is_out_of_range(site):
+    client = Client(site[0], verbose=False)
+    described = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
+    assert set(described) >= {"/text", "/distill"} and "Start a distillation" in described["/distill"]["description"]
+    with pytest.raises(ClientError, match=r"\[E_NUMBER\] iterations must be"):
+        client.predict(teacher="tiny", preset="", iterations=0, api_name="/distill")
+    assert site[1].list() == []
+
+
+def test_a_fine_tune_in_a_browser_survives_a_reload_and_becomes_a_model(browser, site):  # noqa: F811
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.set_default_timeout(PATIENCE)
+    failed = []
+    page.on("pageerror", lambda error: failed.append(str(error)))
+    page.goto(site[0])
+    page.get_by_role("tab", name="Distil").click()
+    page.get_by_label("Preset").click()
+    page.get_by_role("option", name="paper").click()
+    page.get_by_role("button", name="Start").click()
+    page.get_by_text("RUNNING: iteration").wait_for()
+    page.get_by_role("button", name="Pause").click()
+    page.get_by_text("PAUSED: iteration").wait_for()
+    page.reload()
+    page.get_by_role("tab", name="Distil").click()
+    page.get_by_text("PAUSED: iteration").wait_for()
+    page.get_by_role("button", name="Cancel").click()
+    page.get_by_text("CANCELLED: iteration").wait_for()
+    name = f"student-{site[1].list()[0].id[:8]}"
+    page.get_by_role("tab", name="Text to video").click()
+    page.get_by_text("Advanced").click()
+    page.get_by_label("Weights").click()
+    page.get_by_role("option", name=name).click()
+    page.get_by_label("Prompt").fill("a red ball")
+    page.get_by_role("button", name="Generate").click()
+    page.get_by_text("Done in").wait_for()
+    assert not failed
+    page.close()
+
+
+def test_the_tab_that_is_off_says_why():
+    blocks = build_ui(Engine(load=lambda ref, role: FakeModel(role)), distilling=(None, Guard("a Space is shared"), {}))
+    texts = [component["props"].get("value") for component in blocks.get_config_file()["components"]]
+    assert any("Distilling is off here: a Space is shared" in str(text) for text in texts)
+    with pytest.raises(AppError):
+        Guard("a Space is shared").admit("")

@@ -1,0 +1,285 @@
+"""Fine-tunes as real child processes on tiny networks: the journal, pause, resume, cancel, delete, deaths, and the device between two of them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+from conftest import FakeModel
+
+from videolcm import models
+from videolcm.checkpoint import load_checkpoint
+from videolcm.errors import AppError
+from videolcm.jobs import GRACE_SECONDS, PRESETS, Jobs, Knobs, conditions_of, note
+from videolcm.lease import Lease
+from videolcm.pipeline import Request, Result
+from videolcm.students import students
+from videolcm.ui import Engine
+from videolcm.ui.engine import Waiting
+
+ROOT = Path(__file__).resolve().parents[1]
+SHORT = {"iterations": 12, "batch": 2, "clips": 1, "preview_every": None}
+LONG = {**SHORT, "iterations": 100_000}  # to be stopped
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """(jobs folder, tiny teacher, cached clips), and the environment of a page that has them."""
+    folder = tmp_path_factory.mktemp("place")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VIDEOLCM_JOBS", str(folder / "jobs"))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield folder / "jobs", str(tiny.teacher_folder(folder / "tiny")), str(tiny.data_folder(folder / "data"))
+
+
+@pytest.fixture
+def jobs(place):
+    made = Jobs(data=place[2])
+    yield made
+    for child in made.children.values():
+        child.stdin.close()
+        child.wait(60)
+
+
+def wait_for(condition, seconds=300):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def ended(jobs, id):
+    """The job, once its process is gone."""
+    jobs.children[id].wait(300)
+    job = jobs.get(id)
+    assert job.state not in ("QUEUED", "RUNNING")
+    return job
+
+
+def losses(job):
+    return [(step["iteration"], step["loss"]) for step in job.steps()]
+
+
+def refused(code, function, *arguments):
+    with pytest.raises(AppError) as error:
+        function(*arguments)
+    assert error.value.code == code
+
+
+def test_a_job_from_start_to_student_and_one_in_line(jobs, place):
+    first = jobs.start(Knobs(**{**SHORT, "preview_every": 1e6, "iterations": 3}), place[1])
+    second = jobs.start(Knobs(**{**SHORT, "iterations": 2, "conditions": "text,depth"}), place[1])
+    assert {job.id for job in jobs.list()} >= {first, second} and jobs.list()[0].id == second
+    refused("E_JOB_STATE", jobs.delete, second)
+    job, other = ended(jobs, first), ended(jobs, second)
+    assert job.state == other.state == "DONE", (job.folder / "output.txt").read_text() + (other.folder / "output.txt").read_text()
+    assert json.loads((job.folder / "output.txt").read_text().splitlines()[-1])["iterations"] == 3
+    times = [[json.loads(line)["time"] for line in (one.folder / "journal.jsonl").open()] for one in (job, other)]
+    assert times[0][1] > times[1][2] or times[1][1] > times[0][2]  # running, done
+    previews = job.steps()[-1]["figures"]["previews"]
+    assert list(previews) == ["1", "2", "4"]
+    assert all((job.folder / name).stat().st_size for name in [*previews.values(), "preview-teacher.mp4"])
+    name = f"student-{first[:8]}"
+    assert students()[name] == job.folder and name in models.list_models()
+    assert models.load(name, device="cpu").info.name == name
+    assert json.loads((other.folder / "manifest.json").read_text())["distilled"]["conditions"] == ["text", "depth"]
+    assert [found.state for found in Jobs().list() if found.id in (first, second)] == ["DONE", "DONE"]
+    refused("E_JOB_STATE", jobs.resume, first)
+    jobs.delete(first)
+    refused("E_JOB", jobs.get, first)
+    assert name not in models.list_models() and not job.folder.exists()
+
+
+def test_pause_death_of_the_page_resume_and_cancel_keep_every_loss(jobs, place):
+    """A page in another process starts a job and is killed; this one finds it, resumes, pauses, resumes, kills it, cancels it."""
+    code = (
+        "import sys, time; from videolcm.jobs import Jobs, Knobs; jobs = Jobs(data=sys.argv[2]);"
+        f"print(jobs.start(Knobs(**{LONG}), sys.argv[1]), flush=True); time.sleep(600)"
+    )
+    page = subprocess.Popen([sys.executable, "-c", code, *place[1:]], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    id = page.stdout.readline().strip()
+    job = jobs.get(id)
+    wait_for(lambda: len(jobs.get(id).steps()) > 2)
+    assert jobs.get(id).state == "RUNNING" and jobs.get(id).seconds < 60
+    page.kill()
+    page.wait()
+    wait_for(lambda: jobs.get(id).state == "PAUSED", 30)  # seconds for a busy machine; the child gives itself GRACE_SECONDS
+    assert GRACE_SECONDS < 5
+    refused("E_JOB_STATE", jobs.pause, id)
+
+    def run_on():
+        before = len(jobs.get(id).steps())
+        jobs.resume(id)
+        wait_for(lambda: jobs.get(id).state == "RUNNING" and len(jobs.get(id).steps()) > before + 2)
+
+    run_on()
+    jobs.pause(id)
+    assert ended(jobs, id).state == "PAUSED" and not (job.folder / "manifest.json").exists()
+    run_on()
+    os.kill(jobs.children[id].pid, signal.SIGKILL)
+    assert ended(jobs, id).state == "FAILED" and "E_JOB_LOST" in jobs.get(id).message and jobs.get(id).can_resume
+    jobs.cancel(id)  # a process that only makes the student of the last checkpoint
+    assert ended(jobs, id).state == "CANCELLED"
+    step, *_ = load_checkpoint(job.folder)
+    assert models.load(f"student-{id[:8]}", device="cpu").info.role == "student"
+
+    undisturbed = jobs.start(Knobs(**{**LONG, "minutes": None}), place[1])
+    wait_for(lambda: len(jobs.get(undisturbed).steps()) > step + 1)
+    jobs.cancel(undisturbed)
+    assert ended(jobs, undisturbed).state == "CANCELLED" and (jobs.get(undisturbed).folder / "manifest.json").exists()
+    assert losses(jobs.get(undisturbed))[:step] == losses(job)[:step]
+
+
+def test_a_child_that_fails_says_why(jobs, place, tmp_path):
+    jobs.data = str(tmp_path)
+    job = ended(jobs, jobs.start(Knobs(**SHORT), place[1]))
+    assert job.state == "FAILED" and job.message.startswith("[E_DATA]") and "Traceback" not in job.message
+    jobs.cancel(job.id)
+    assert jobs.get(job.id).state == "CANCELLED"
+
+
+@pytest.mark.parametrize("id", [None, 3, "", "..", "a" * 32, "../" + "a" * 32, ["a"]])
+def test_what_is_no_job(jobs, id):
+    for act in (jobs.get, jobs.pause, jobs.resume, jobs.cancel, jobs.delete):
+        refused("E_JOB", act, id)
+
+
+def test_a_journal_with_half_a_line(tmp_path):
+    folder = tmp_path / ("0" * 32)
+    folder.mkdir()
+    (folder / "job.json").write_text('{"created": 1, "arguments": []}')
+    note(folder, "RUNNING")
+    note(folder, "PAUSED")
+    with open(folder / "journal.jsonl", "a") as file:
+        file.write('{"time": 3, "sta')
+    assert Jobs(tmp_path).list()[0].state == "PAUSED"
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_are_knobs_and_knobs_are_arguments(preset):
+    from argparse import Namespace
+
+    from videolcm.__main__ import VERBS, parser_of
+    from videolcm.train_verbs import knobs_of
+
+    knobs = Knobs(**PRESETS[preset])
+    args = parser_of(VERBS).parse_args(["distill", *knobs.arguments()])
+    assert knobs_of(args) == knobs and isinstance(args, Namespace)
+
+
+def test_the_paper_is_the_papers():
+    paper = Knobs(**PRESETS["paper"])
+    assert (paper.iterations, paper.lr, paper.ema, paper.guidance, paper.skip, paper.huber) == (4000, 1e-5, 0.95, 9.0, "20", 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("code", "bad"),
+    [
+        *(("E_NUMBER", {"iterations": value}) for value in (0, -1, 2.5, True, "4", None, float("nan"), 10**12)),
+        *(("E_NUMBER", {"lr": value}) for value in (-1, float("inf"), float("nan"), "x", True)),
+        *(("E_NUMBER", {"skip": value}) for value in ("", "0", "20;100", "1000", "20,", None)),
+        *(("E_CONDITIONS", {"conditions": value}) for value in ("", "music", "text,", "text;depth", None)),
+        ("E_NUMBER", {"ema": 2}),
+        ("E_NUMBER", {"guidance": 31}),
+    ],
+)
+def test_bad_knobs(code, bad):
+    with pytest.raises(AppError) as error:
+        Knobs(**bad)
+    assert error.value.code == code
+
+
+def test_conditions_are_names():
+    assert conditions_of("text, depth") == ("text", "depth")
+
+
+# ---- one device
+
+
+def test_a_clip_goes_before_the_next_iteration(tmp_path):
+    trainer, clip, order = Lease(tmp_path), Lease(tmp_path), []
+    stop = threading.Event()
+
+    def train():
+        while not stop.is_set():
+            with trainer.turn():
+                order.append("iteration")
+                time.sleep(0.01)
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    try:
+        for _ in range(3):
+            wait_for(lambda: order and order[-1] == "iteration")
+            asked = len(order)
+            while not clip.try_take():
+                time.sleep(0.005)
+            begun = len(order)
+            assert begun - asked <= 20
+            order.append("clip")
+            time.sleep(0.1)
+            assert len(order) == begun + 1  # nobody works beside it
+            clip.give_back()
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_who_asks_no_more_blocks_nobody(tmp_path):
+    holder, clip = Lease(tmp_path), Lease(tmp_path)
+    assert holder.try_take() and not clip.try_take()
+    clip.give_back()
+    holder.give_back()
+    with Lease(tmp_path).turn():
+        pass
+
+
+def test_a_dead_process_leaves_nothing_taken(tmp_path):
+    code = "import sys, time; from videolcm.lease import Lease; lease = Lease(sys.argv[1]); print(lease.try_take(), flush=True); time.sleep(600)"
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "True\n" and not Lease(tmp_path).try_take()
+    process.kill()
+    process.wait()
+    wait_for(Lease(tmp_path).try_take)
+
+
+def test_the_engine_waits_for_another_process_and_frees_the_device(tmp_path):
+    other, engine = Lease(tmp_path), Engine(load=lambda ref, role: FakeModel(role), lease=Lease(tmp_path))
+    engine.model("student")
+    assert other.try_take()
+    events = engine.run(Request("a red ball", steps=1), "student")
+    assert isinstance(next(events), Waiting)
+    other.give_back()
+    assert isinstance(list(events)[-1], Result) and not engine.device.locked() and other.try_take()
+    waiting = engine.run(Request("a red ball", steps=1), "student")
+    assert isinstance(next(waiting), Waiting)
+    waiting.close()
+    assert not engine.device.locked()
+    other.give_back()
+    with other.turn():
+        pass
+
+
+def test_clips_while_it_trains_change_neither(jobs, place):
+    alone = Engine(place[1], load=lambda ref, role: models.load(ref, role, "cpu", "float32"))
+    request = Request("a red ball rolls", steps=4, frames=8, height=128, width=128)
+    *_, expected = alone.run(request, "student")
+    quiet = jobs.start(Knobs(**SHORT), place[1])
+    assert ended(jobs, quiet).state == "DONE"
+    shared = Engine(place[1], load=alone.load, lease=Lease(jobs.folder))
+    busy = jobs.start(Knobs(**SHORT), place[1])
+    made = []
+    while jobs.children[busy].poll() is None:
+        *_, result = shared.run(request, "student")
+        made.append(result.sha256)
+    assert made and set(made) == {expected.sha256}
+    assert jobs.get(busy).state == "DONE" and losses(jobs.get(busy)) == losses(jobs.get(quiet))
+    assert all((jobs.get(id).folder / "student.safetensors").exists() for id in (quiet, busy))
+    a, b = ((jobs.get(id).folder / "student.safetensors").read_bytes() for id in (quiet, busy))
+    assert a == b

@@ -1,0 +1,43 @@
+"""The backdrop's stage on clips whose mean and spread are known."""
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from videolcm import pretrain
+
+
+@pytest.fixture
+def clips(monkeypatch):
+    """Clips whose latents are +1 or -1 everywhere, as their floor is checkerboard or not, plus noise of deviation 0.1."""
+    made = tiny.clips(40)
+    sign = torch.tensor([1.0 if told.floor == "checkerboard" else -1.0 for told in made.plots])
+    made.arrays["latents"] = sign[:, None, None, None, None] + 0.1 * tiny.randn(3, 40, 4, 2, 4, 4)
+    monkeypatch.setattr(pretrain, "Clips", lambda *_: made)
+    return made
+
+
+def encode_text(captions):
+    """Context (B, 3, 16) that says in its first number whether the caption speaks of a checkerboard."""
+    context = torch.zeros(len(captions), 3, 16)
+    context[:, 2, 0] = torch.tensor([1.0 if "check" in text or "tiled" in text else 0.0 for text in captions])
+    return context
+
+
+def test_the_backdrop_learns_what_the_text_tells(clips):
+    torch.manual_seed(0)
+    stage = pretrain.backdrop_stage("nowhere", encode_text, batch=16, config=tiny.DENOISER)
+    net = stage.make()
+    trained = [name for name, p in net.named_parameters() if p.requires_grad]
+    assert trained and all(name.startswith("backdrop.") for name in trained)
+    optimiser = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], 0.02)
+    first = stage.loss(net, 0).item()
+    for iteration in range(200):
+        optimiser.zero_grad()
+        stage.loss(net, iteration).backward()
+        optimiser.step()
+    with torch.no_grad():
+        mean, spread = net.backdrop(encode_text(["on a checkerboard", "on grass"]), 4, 4)
+    assert mean[0].mean() > 0.6 and mean[1].mean() < -0.6
+    assert spread.mean() < 0.6 and np.mean([stage.loss(net, 200 + i).item() for i in range(5)]) < first - 0.5

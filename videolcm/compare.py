@@ -1,0 +1,172 @@
+"""One request made in several ways that share their noise: few steps and many, sampler beside sampler, student beside teacher.
+
+In: the models by role, a Request, the Cells to make, and which of them is the reference. Out: a generator of CellProgress, CellDone and
+CellStopped. Noise is keyed by (seed, timestep), so cells differ by nothing but their role, sampler and steps.
+It knows nothing about pages, files or how figures are shown.
+
+Cells are made one after the other. The last bits of a batched product differ from those of a single one, so that cells in a batch would no
+longer be the clips that `generate` makes, nor would their seconds be true; and on a processor a batch of two saves next to nothing.
+"""
+
+from contextlib import closing
+from dataclasses import dataclass, replace
+
+from .errors import AppError
+from .judge import has_judge, judge, text_match
+from .metrics import feature_distance, flicker, motion, motion_ratio, motion_warning, optical_flow, psnr
+from .pipeline import SAMPLER_OF, Progress, Result, encode_prompt, generate, one_of, settle, told
+from .world import read_prompt
+
+MAX_CELLS = 8
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One way to make the clip: a role ("student" or "teacher"), a sampler, and its number of steps."""
+
+    role: str
+    sampler: str
+    steps: int
+
+    def __str__(self):
+        name = f"{self.steps} step{'s' * (self.steps != 1)}, {self.sampler}"
+        return name if self.role == "student" else f"{self.role}, {name}"
+
+
+REFERENCE = Cell("teacher", "ddim", 50)  # what the paper compares with
+
+
+@dataclass(frozen=True)
+class CellProgress:
+    """How far a cell is."""
+
+    cell: Cell
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class CellDone:
+    """A cell's clip and its figures. It comes again, the same but for the figures, when the reference is there to compare with."""
+
+    cell: Cell
+    result: Result
+    metrics: dict  # as `measure` and `compared` give them; JSON can hold it
+
+    @property
+    def label(self):
+        """What stands over the clip: the way it was made, and the seconds from noise to frames, which no shared work is part of."""
+        return f"{self.cell}, {self.result.seconds['denoise'] + self.result.seconds['decode']:.2f} s"
+
+
+@dataclass(frozen=True)
+class CellStopped:
+    """A cell that was left out because it was in `stopped`."""
+
+    cell: Cell
+
+
+def compare(models, request, cells, reference=REFERENCE, stopped=frozenset()):
+    """Yields CellProgress ..., a CellDone as each cell is ready, and all of them once more after the reference, which comes last.
+
+    models: {role: VideoModel} for the roles of the cells; `reference`: a Cell, made after the others since it takes longest, or None. A cell
+    that is put into the set `stopped` ends at its next step. The request's own sampler and steps count for nothing. Closing the generator
+    stops everything. AppError as `requests_of`, and as `generate` for any cell; nothing is made before every cell is known to be possible.
+    """
+    asked = requests_of(request, cells, reference)
+    for cell, one in asked.items():
+        settle(models[cell.role], one)
+    prepare, done = Prepared(), {}
+    for cell, one in asked.items():
+        result = yield from until_stopped(cell, generate(models[cell.role], one, prepare), stopped)
+        if result is None:
+            yield CellStopped(cell)
+            continue
+        done[cell] = CellDone(cell, result, measure(models[cell.role], result))
+        yield done[cell]
+    if reference in done:
+        yield from (beside(one, done[reference]) for one in done.values())
+
+
+def row(done, reference):
+    """A CellDone as JSON holds it; `reference` is the reference's Cell or None."""
+    return {"label": done.label, "reference": done.cell == reference, **told(done.result), "metrics": done.metrics}
+
+
+def requests_of(request, cells, reference=None):
+    """{cell: Request} of the different cells, the reference last if it is none of them. AppError E_CELLS, E_ROLE, E_SAMPLER, E_STEPS."""
+    cells = dict.fromkeys(cells)
+    if not 1 <= len(cells) <= MAX_CELLS:
+        raise AppError("E_CELLS", given=len(cells), limit=MAX_CELLS)
+    cells |= {} if reference is None else {reference: None}
+    for cell in cells:
+        one_of(cell.role, SAMPLER_OF, "E_ROLE")
+    return {cell: replace(request, sampler=cell.sampler, steps=cell.steps) for cell in cells}
+
+
+class Prepared:
+    """`encode_prompt` that encodes once: all cells whose models share a text encoder share the conditions too, maps included."""
+
+    def __init__(self):
+        self.known = {}
+
+    def __call__(self, model, request):
+        if model.text_encoder not in self.known:
+            self.known[model.text_encoder] = encode_prompt(model, request)
+        return self.known[model.text_encoder]
+
+
+def until_stopped(cell, events, stopped):
+    """Passes the Progress of `generate` on as CellProgress; returns its Result, or None if the cell was stopped."""
+    with closing(events):
+        for event in events:
+            if isinstance(event, Result):
+                return event
+            if cell not in stopped:
+                yield CellProgress(cell, event)
+            if cell in stopped:
+                return None
+
+
+# ---- figures
+
+
+def measure(model, result):
+    """What a clip is by itself: motion in pixels per frame, flicker in levels of 255, text_match in 0..1.
+
+    text_match is None where it cannot be known; unmatched then says why, and is None else. The figures that need a reference are None until
+    `beside` has one.
+    """
+    flow = optical_flow(result.frames)
+    said = read_prompt(result.settings["prompt"])
+    why = unmatched(model, said)
+    match = None if why else text_match(judge(), result.frames, said)["mean"]
+    own = {"motion": motion(flow), "flicker": flicker(result.frames, flow), "text_match": match, "unmatched": why}
+    return own | dict.fromkeys(("motion_ratio", "warning", "psnr", "feature_distance"))
+
+
+def unmatched(model, said):
+    """Why it cannot be measured how well a clip matches its prompt, as a sentence; None if it can."""
+    if not has_judge():
+        return "Text match is not available: the judge that measures it is not here yet."
+    if model.info.words is None:
+        return "Text match is not available: the judge knows the built-in model's world only."
+    if not 1 <= len(said[:-1]) <= 2:
+        return "Text match is not available: the judge wants a prompt that names one toy or two."
+    return None
+
+
+def beside(done, reference):
+    """`done` with its figures relative to the reference, another CellDone or itself.
+
+    motion_ratio: of the reference's motion; warning: a sentence if too little of it is left; psnr: dB, 100 for equal clips;
+    feature_distance: 0..4, None where there is no judge.
+    """
+    ratio = motion_ratio(done.metrics["motion"], reference.metrics["motion"])
+    frames, goal = done.result.frames, reference.result.frames
+    relative = {
+        "motion_ratio": ratio,
+        "warning": motion_warning(ratio),
+        "psnr": psnr(frames, goal),
+        "feature_distance": feature_distance(judge(), frames, goal) if has_judge() else None,
+    }
+    return replace(done, metrics=done.metrics | relative)

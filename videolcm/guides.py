@@ -1,0 +1,65 @@
+"""What a clip follows besides its prompt: the depth, the lines or the surroundings of a hole in somebody's video.
+
+In: a Request that holds the video at the clip's own size. Out: the maps of models.base.Conditions, pictures of them for people, and the
+finished clip put back around its hole. It knows nothing about networks, files or pages.
+"""
+
+import numpy as np
+import torch
+
+from .conditions import choose, extract
+from .masks import composite, masked_map, overlay
+
+MAPS_OF = {"text": (), "depth": ("depth",), "sketch": ("sketch",), "inpaint": ("masked",)}  # what each task follows
+EXTRAS = ("depth", "sketch")  # what it may follow too
+
+
+def guides_of(request, device, dtype):
+    """(maps, shown) of a request: {name: float32 (C, F, H, W)} as Conditions has them, {name: uint8 (F, H, W, 3)} as people see them.
+
+    Extractors run on `device` in `dtype` and keep their last answers, so that another number of steps costs nothing. AppError as `extract`.
+    """
+    maps, shown = {}, {}
+    for name in dict.fromkeys((*MAPS_OF[request.task], *request.also)):
+        if name == "masked":
+            maps[name], shown[name] = masked_map(request.video, request.hole), overlay(request.video, request.hole)
+        else:
+            found = extract(extractor_of(name, request), request.video, device, dtype)  # (F, H, W)
+            maps[name], shown[name] = found[None], grey(found)
+    return maps, shown
+
+
+def extractor_of(name, request):
+    """The extractor that the request asks for where `name` is its task's own map, else the best that is here."""
+    return request.extractor if request.extractor and name == request.task else choose(name, request.video)
+
+
+def grey(values):
+    """(F, H, W) in [0, 1] -> uint8 (F, H, W, 3)."""
+    return np.repeat((values * 255 + 0.5).astype(np.uint8)[..., None], 3, -1)
+
+
+def following(cond, maps, device):
+    """`cond` of one clip with `maps` (C, F, H, W), on `device`."""
+    return cond.with_maps({name: torch.from_numpy(np.array(value, order="C"))[None].to(device) for name, value in maps.items()})
+
+
+def steered(denoise, strength):
+    """`denoise` that follows its maps so strongly: 0 not at all, 1 as it was trained, 2 twice as far from what it would do without them.
+
+    Guidance on the maps, as Eq. 5 is on the text: x0 = x0_free + strength (x0_maps - x0_free); a second call unless strength is 1.
+    """
+
+    def steer(x_t, t, cond):
+        x0 = denoise(x_t, t, cond)
+        if strength == 1:
+            return x0
+        free = denoise(x_t, t, cond.with_maps({}))
+        return free + strength * (x0 - free)
+
+    return steer
+
+
+def put_back(request, frames):
+    """The clip as it goes out: for inpainting the video outside the hole, bit for bit, and what was made inside it."""
+    return composite(request.video, frames, request.hole) if request.task == "inpaint" else frames

@@ -1,0 +1,324 @@
+"""Fine-tunes as child processes: `python -m videolcm distill ... --out DIR --job`, with a journal on disk.
+
+In: Knobs, which check themselves. Out: Job, read from the job's folder, so that every process finds all of them again. `Jobs` is the page's
+side, `work` the child's: it waits in line for other fine-tunes, heeds wishes (pause, cancel) between iterations, and stops when its
+parent is gone, which it sees by its stdin closing. It knows nothing about networks or pages.
+"""
+
+import json
+import math
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, fields
+from pathlib import Path
+from uuid import uuid4
+
+from filelock import FileLock, Timeout
+
+from .arguments import between, positive, skips_of
+from .errors import AppError
+from .students import JOB_ID, job_folders, jobs_folder
+
+STATES = ("QUEUED", "RUNNING", "PAUSED", "DONE", "FAILED", "CANCELLED")
+GOING = ("QUEUED", "RUNNING")
+CONDITIONS = ("text", "depth", "sketch", "masked")
+START_SECONDS = 60  # until a child that was started must have shown itself
+GRACE_SECONDS = 3.5  # for a checkpoint, once the parent is gone
+PRESETS = {  # what they change of Knobs' defaults
+    "one minute look": {"iterations": 60, "batch": 8, "minutes": 1, "clips": 50, "preview_every": 20},
+    "ten minutes": {"iterations": 400, "batch": 16, "minutes": 10, "clips": 200},
+    "paper": {"iterations": 4000, "lr": 1e-5, "ema": 0.95, "guidance": 9.0, "skip": "20", "huber": 1e-3},
+}
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """The method's knobs, as `distill` on the command line takes them; None is the teacher's own, or no limit. AppError for what is out of range."""
+
+    iterations: int = 1000
+    batch: int = 16
+    lr: float | None = None
+    guidance: float | None = None
+    ema: float = 0.95
+    skip: str = "20"
+    huber: float = 1e-3
+    seed: int = 0
+    minutes: float | None = None
+    clips: int = 600
+    conditions: str = "text,depth,sketch,masked"
+    preview_every: float | None = 60
+
+    def __post_init__(self):
+        for name in ("iterations", "batch", "clips"):
+            object.__setattr__(self, name, positive(getattr(self, name), name))
+        for name, low, high in (("ema", 0, 1), ("huber", 0, 10), ("seed", 0, 2**31 - 1)):
+            between(getattr(self, name), name, low, high)
+        for name, low, high in (("lr", 0, 1), ("guidance", 0, 30), ("minutes", 0, 1e6), ("preview_every", 0, 1e6)):
+            if getattr(self, name) is not None:
+                between(getattr(self, name), name, low, high)
+        object.__setattr__(self, "seed", int(self.seed))
+        skips_of(self.skip), conditions_of(self.conditions)
+
+    def arguments(self):
+        """The knobs as a command line."""
+        values = {field.name.replace("_", "-"): getattr(self, field.name) for field in fields(self)}
+        return [text for name, value in values.items() if value is not None for text in (f"--{name}", str(value))]
+
+
+def conditions_of(text):
+    """ "text,depth" as ("text", "depth"). AppError E_CONDITIONS for other names, or none."""
+    names = tuple(part.strip() for part in str(text).split(","))
+    if not set(names) <= set(CONDITIONS):
+        raise AppError("E_CONDITIONS", known=", ".join(CONDITIONS), given=text)
+    return names
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a job's folder says now. `seconds` is how long ago its process last showed itself."""
+
+    id: str
+    folder: Path
+    state: str
+    message: str
+    created: float
+    arguments: tuple[str, ...]
+    seconds: float = math.inf
+
+    @property
+    def can_resume(self):
+        return self.state in ("PAUSED", "FAILED")
+
+    def steps(self):
+        """The lines of log.jsonl as dicts: iteration, loss (None where it was not a number), lr, samples_per_second, figures, skipped."""
+        return read_lines(self.folder / "log.jsonl")
+
+
+class Jobs:
+    """Every fine-tune in `folder`. What this object started stops when it goes away, and can be resumed by another."""
+
+    def __init__(self, folder=None, data="toybox"):
+        self.folder, self.data = Path(folder or jobs_folder()).absolute(), data
+        self.children, self.lock = {}, threading.Lock()
+
+    def list(self):
+        """All jobs, the newest first."""
+        return sorted((self.read(path) for path in job_folders(self.folder).values()), key=lambda job: -job.created)
+
+    def get(self, id):
+        """The job called so. AppError E_JOB."""
+        if not isinstance(id, str) or not JOB_ID.fullmatch(id) or id not in job_folders(self.folder):
+            raise AppError("E_JOB", given=id)
+        return self.read(self.folder / id)
+
+    def read(self, folder):
+        made = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+        last = last_note(folder)
+        if last["state"] in GOING and not self.is_alive(folder, last):
+            last = last_note(folder)  # it may have ended between the two looks
+            if last["state"] in GOING:
+                last = {"state": "FAILED", "message": str(AppError("E_JOB_LOST"))}
+        beat = folder / "heartbeat"
+        seconds = time.time() - beat.stat().st_mtime if beat.exists() else math.inf
+        return Job(folder.name, folder, last["state"], last["message"], made["created"], tuple(made["arguments"]), seconds)
+
+    def is_alive(self, folder, last):
+        """Whether the job's process is there: this object's child, or whoever holds its lock; or so new that it cannot have taken it yet."""
+        child = self.children.get(folder.name)
+        if child is not None:
+            return child.poll() is None
+        if last["state"] == "QUEUED" and time.time() - last["time"] < START_SECONDS:
+            return True
+        with self.lock:  # two looks at once would take each other for the process
+            try:
+                with FileLock(folder / "alive.lock", timeout=0):
+                    return False
+            except Timeout:
+                return True
+
+    def start(self, knobs, teacher="toybox"):
+        """A new job; its id. It waits for those before it."""
+        from .checkpoint import write_json
+
+        folder = self.folder / uuid4().hex
+        folder.mkdir(parents=True)
+        arguments = ["--teacher", teacher, "--data", self.data, *knobs.arguments()]
+        write_json(folder / "job.json", {"created": time.time(), "arguments": arguments})
+        self.spawn(folder, arguments)
+        return folder.name
+
+    def pause(self, id):
+        """Stop with a checkpoint. AppError E_JOB_STATE unless it is going."""
+        self.wish(self.expect(id, "pause", GOING), "pause")
+
+    def resume(self, id):
+        """Go on from the newest checkpoint, bit for bit. AppError E_JOB_STATE unless it stands."""
+        job = self.expect(id, "resume", ("PAUSED", "FAILED"))
+        (job.folder / "wish").unlink(missing_ok=True)
+        self.spawn(job.folder, job.arguments)
+
+    def cancel(self, id):
+        """Stop for good; the last checkpoint stays and becomes a student. AppError E_JOB_STATE if it has ended."""
+        job = self.expect(id, "cancel", (*GOING, "PAUSED", "FAILED"))
+        if job.state not in GOING and not has_checkpoint(job.folder):
+            note(job.folder, "CANCELLED")
+            return
+        self.wish(job, "cancel")
+        if job.state not in GOING:
+            self.spawn(job.folder, job.arguments)  # it only makes the student
+
+    def delete(self, id):
+        """Remove everything of it. AppError E_JOB_STATE while it is going."""
+        shutil.rmtree(self.expect(id, "delete", [state for state in STATES if state not in GOING]).folder)
+        self.children.pop(id, None)
+
+    def expect(self, id, verb, states):
+        job = self.get(id)
+        if job.state not in states:
+            raise AppError("E_JOB_STATE", state=job.state, given=verb)
+        return job
+
+    def wish(self, job, what):
+        from .checkpoint import write_atomic
+
+        write_atomic(job.folder / "wish", lambda temporary: temporary.write_text(what, encoding="utf-8"))
+
+    def spawn(self, folder, arguments):
+        """Starts the child. Its stdin is a pipe that closes when this process ends, however it ends."""
+        note(folder, "QUEUED")
+        resume = ["--resume"] if has_checkpoint(folder) else []
+        command = [sys.executable, "-m", "videolcm", "distill", *arguments, "--out", str(folder), "--job", *resume]
+        paths = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "VIDEOLCM_JOBS": str(self.folder)}
+        with open(folder / "output.txt", "ab") as output:
+            self.children[folder.name] = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=output, stderr=output, env=env, start_new_session=True
+            )
+
+
+def has_checkpoint(folder):
+    return any(folder.glob("step-*.json"))
+
+
+def note(folder, state, message=""):
+    """A line in a job's journal. AppError E_DISK."""
+    line = json.dumps({"time": time.time(), "state": state, "message": message}) + "\n"
+    try:
+        with open(folder / "journal.jsonl", "a", encoding="utf-8") as file:
+            file.write(line)
+    except OSError as error:
+        raise AppError("E_DISK", given="journal.jsonl") from error
+
+
+def last_note(folder):
+    """The last line of a job's journal; as if just queued where nothing is written yet."""
+    return (read_lines(folder / "journal.jsonl") or [{"state": "QUEUED", "time": (folder / "job.json").stat().st_mtime, "message": ""}])[-1]
+
+
+def read_lines(path):
+    """The whole lines of a JSON lines file, oldest first; [] where there is none."""
+    rows = []
+    with suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
+        for line in file:
+            with suppress(ValueError):
+                rows.append(json.loads(line))
+    return rows
+
+
+# ---- the child's side
+
+
+class Stopped(Exception):
+    """Somebody wished that the work ends before there was anything to keep."""
+
+
+class Worker:
+    """The job in `folder`, for the process that does it."""
+
+    def __init__(self, folder):
+        self.folder, self.orphaned = Path(folder), False
+
+    @property
+    def wish(self):
+        """ "pause", "cancel", "orphan" (the parent is gone), or None: go on."""
+        if self.orphaned:
+            return "orphan"
+        with suppress(OSError):
+            return (self.folder / "wish").read_text(encoding="utf-8")
+        return None
+
+    def heed(self):
+        """Raises Stopped if there is a wish: for moments with nothing to save."""
+        if self.wish:
+            raise Stopped
+
+    def watch(self):
+        """Two threads: one shows that the process lives, one waits for the end of the parent."""
+        for task in (self.beat, self.await_parent):
+            threading.Thread(target=task, daemon=True).start()
+
+    def beat(self):
+        while True:
+            with suppress(OSError):
+                (self.folder / "heartbeat").touch()
+            time.sleep(1)
+
+    def await_parent(self):
+        while os.read(0, 1024):
+            pass
+        self.orphaned = True
+        time.sleep(GRACE_SECONDS)
+        if last_note(self.folder)["state"] in GOING:
+            with suppress(AppError):
+                note(self.folder, "PAUSED")
+        for helper in multiprocessing.active_children():
+            helper.kill()
+        os._exit(3)  # the newest checkpoint is whole, as after any death
+
+    @contextmanager
+    def line(self):
+        """Waits until no other fine-tune runs, unless only the student is to be made. Raises Stopped at a wish."""
+        lock = FileLock(self.folder.parent / "training.lock")
+        while not (self.wish == "cancel" and has_checkpoint(self.folder)):
+            with suppress(Timeout):
+                lock.acquire(timeout=0.2)
+                break
+            self.heed()
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+ENDS = {None: "DONE", "pause": "PAUSED", "cancel": "CANCELLED", "orphan": "PAUSED"}
+
+
+def work(folder, run):
+    """`run(worker)` as the job in `folder`, with its states in the journal; returns what it returns, {} if it was stopped before it began.
+
+    AppError E_JOB_FOLDER if another process does this job already.
+    """
+    worker, result = Worker(folder), {}
+    try:
+        lock = FileLock(worker.folder / "alive.lock", thread_local=False).acquire(timeout=5)
+    except Timeout:
+        raise AppError("E_JOB_FOLDER", given=worker.folder.name) from None
+    with lock:
+        worker.watch()
+        try:
+            with suppress(Stopped), worker.line():
+                note(worker.folder, "RUNNING")
+                result = run(worker)
+        except BaseException as error:
+            stopped = isinstance(error, KeyboardInterrupt)
+            refusal = error if isinstance(error, AppError) else AppError("E_INTERNAL")
+            note(worker.folder, "PAUSED" if stopped else "FAILED", "" if stopped else str(refusal))
+            raise
+        note(worker.folder, ENDS[worker.wish])
+    return result

@@ -1,0 +1,260 @@
+"""What runs when somebody presses Compare or calls /compare: values of the page -> Request and Cells -> updates of the page.
+
+In: what the components or an API client sent, unchecked. Out: generators, one update per event, that stop the work within one step when they
+are closed. It knows nothing about layout.
+"""
+
+import tempfile
+import time
+from contextlib import closing
+from pathlib import Path
+
+import gradio as gr
+
+from videolcm.arguments import number
+from videolcm.ui import messages
+from videolcm.ui.engine import Loading, Waiting
+from videolcm.ui.handlers import guarded, refused
+from videolcm.ui.player import Board, made_in
+from videolcm.ui.plot import scatter
+
+OUTPUTS = ("board", "status", "plot", "mp4", "gif", "sheet")  # of the page's handler, in its order
+FILES = {"mp4": "comparison.mp4", "gif": "comparison.gif", "sheet": "comparison.png"}
+PACE = 0.15  # seconds between two looks at cells that are being made: a browser has every clip to keep, not only the one that changed
+
+
+class Stops(set):
+    """The cells that a visitor has stopped, one set for all comparisons of a page; with `everything` it holds every cell there is.
+
+    It also carries what is done from the event that made it to the one that writes it: `unwritten`, a list of CellDone.
+    """
+
+    cells, unwritten, everything, busy = (), [], False, False
+
+    def __contains__(self, cell):
+        return self.everything or super().__contains__(cell)
+
+    def begin(self):
+        """A comparison was asked for; it may have to wait."""
+        self.clear()
+        self.everything, self.busy = False, True
+
+    def stop_all(self):
+        """The status line; nothing where nothing runs."""
+        self.everything = True
+        return messages.plain("Stopping at the next step ...") if self.busy else gr.skip()
+
+    def stop_cell(self, index):
+        """Stop the cell at this place of the player."""
+        if isinstance(index, int) and 0 <= index < len(self.cells):
+            self.add(self.cells[index])
+
+
+# ---- what is asked for
+
+
+def cells_of(roles, samplers, counts):
+    """Every role with every sampler and number of steps, each a list or a text with commas. AppError E_ROLE, E_SAMPLER, E_STEPS."""
+    from videolcm.compare import Cell
+    from videolcm.pipeline import SAMPLER_OF, SAMPLERS, checked_steps, one_of
+
+    cells = []
+    for role in listed(roles):
+        one_of(role, SAMPLER_OF, "E_ROLE")
+        for sampler in listed(samplers):
+            one_of(sampler, SAMPLERS, "E_SAMPLER")
+            steps = {checked_steps(count if count is not None else "none", sampler) for count in listed(counts)}
+            cells += [Cell(role, sampler, count) for count in sorted(steps)]
+    return cells
+
+
+def listed(value):
+    """The items of a list, or of a text with commas; a list of one for anything else."""
+    if isinstance(value, str):
+        return [number(part.strip()) for part in value.split(",") if part.strip()]
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def typed(text):
+    """What stands in a box for a number: None if it is empty, else a number, or what is none for the Request to refuse."""
+    return (number(text) if text.strip() else None) if isinstance(text, str) else text
+
+
+def reference_of(steps):
+    """The teacher with so many DDIM steps; None for 0. AppError E_STEPS."""
+    from videolcm.compare import Cell
+    from videolcm.pipeline import checked_steps
+
+    return None if steps == 0 else Cell("teacher", "ddim", checked_steps(steps, "ddim"))
+
+
+def request_of(size, **values):
+    """The Request that all cells share. AppError for whatever is out of range."""
+    from videolcm.pipeline import Request, size_of
+
+    width, height = size_of(size)
+    return Request(width=width, height=height, **values)
+
+
+# ---- the page
+
+
+def make_comparison(engine):
+    """The page's handler. What it made is left in `stops.unwritten`, so that nobody has to wait for files before the next comparison."""
+
+    def comparison(stops, prompt, steps, samplers, roles, seed, with_reference, reference_steps, gamma, guidance, frames, size):
+        def run():
+            request = request_of(size, prompt=prompt, seed=seed, gamma=gamma, guidance=typed(guidance), frames=frames)
+            reference = reference_of(reference_steps if with_reference else 0)
+            yield from comparison_updates(engine, request, cells_of(roles, samplers, steps), reference, stops)
+
+        try:
+            yield from guarded(run, updates(status=messages.plain("Nothing was made.")))
+        finally:
+            stops.busy = False
+
+    return comparison
+
+
+def updates(**changed):
+    """One update of the page: what is named, the rest as it is."""
+    return tuple(changed.get(name, gr.skip()) for name in OUTPUTS)
+
+
+def comparison_updates(engine, request, cells, reference, stops):
+    """An update for every event, then the plot. AppError as `compare.compare`."""
+    from videolcm.compare import requests_of
+
+    stops.cells, stops.unwritten = tuple(requests_of(request, cells, reference)), []
+    board = Board(stops.cells, reference, request.frames, request.width, request.height)
+    none = dict.fromkeys(FILES, gr.update(interactive=False))
+    yield updates(board=board.value(), status=messages.plain("Waiting for the device ..."), plot="", **none)
+    try:
+        yield from progress_updates(engine.compare(request, cells, reference, stops), board, stops)
+    except Exception:
+        yield updates(board=board.ended())
+        raise
+    yield updates(board=board.ended(), status=summary(board), plot=quality(board, reference))
+    stops.unwritten = list(board.done.values())
+
+
+def progress_updates(events, board, stops):
+    """Board and status as events come; ends early when everything was stopped before the device was free."""
+    seen = 0.0
+    with closing(events):
+        for event in events:
+            if isinstance(event, (Waiting, Loading)):
+                if stops.everything:
+                    return
+                yield updates(status=messages.status(event))
+                continue
+            board.take(event)
+            if hasattr(event, "progress") and time.monotonic() - seen < PACE:
+                yield updates()  # the page may close the generator here
+            else:
+                yield updates(board=board.value(), status=board.status())
+                seen = time.monotonic()
+
+
+def summary(board):
+    """The last status line: how many clips, how long, and what has to be said about them."""
+    done = list(board.done.values())
+    if not done:
+        return messages.plain("Stopped.")
+    total = sum(one.result.seconds["total"] for one in done)
+    said = "Done" if len(done) == len(board.tiles) else "Stopped"
+    text = f"{said}: {len(done)} clip{'s' * (len(done) != 1)} in {total:.2f} s from the same noise · seed {done[0].result.settings['seed']}"
+    sentences = [*done[0].result.notices, done[0].metrics["unmatched"]]
+    return messages.plain(text, notices=[sentence for sentence in sentences if sentence])
+
+
+def quality(board, reference):
+    """Distance to the reference (PSNR where there is no judge) against seconds, of all other cells, as SVG; "" without a reference."""
+    others = [one for cell, one in board.done.items() if cell != reference and reference in board.done]
+    if not others:
+        return ""
+    judged = others[0].metrics["feature_distance"] is not None
+    name, key = ("Distance to the reference: low is near", "feature_distance") if judged else ("PSNR in dB: high is near the reference", "psnr")
+    series = {}
+    for one in others:
+        series.setdefault(f"{one.cell.role}, {one.cell.sampler}", []).append((made_in(one.result), one.metrics[key], f"{one.cell.steps}"))
+    return scatter(series, f"Seconds; the reference took {made_in(board.done[reference].result):.2f}", name)
+
+
+def make_files(folder):
+    """The handler that writes what a comparison left, for the buttons of FILES. The files live as long as gradio needs to copy them."""
+
+    def files(stops):
+        done = stops.unwritten
+        if not done:
+            return
+        with refused(), tempfile.TemporaryDirectory(dir=folder) as place:
+            paths = write_files(done, Path(place))
+            if stops.unwritten is done:  # else a new comparison has begun
+                stops.unwritten = []
+                yield [gr.update(value=str(paths[name]), interactive=True) for name in FILES]
+
+    return files
+
+
+def write_files(done, place):
+    """{name: path} of the grid as mp4 and GIF and of the contact sheet, each with the settings of every cell."""
+    from videolcm.grid import write_gif, write_grid, write_sheet
+
+    tiles, fps = [(one.label, one.result.frames) for one in done], done[0].result.settings["fps"]
+    settings = {"cells": [one.result.settings for one in done]}
+    paths = {name: place / file for name, file in FILES.items()}
+    write_grid(paths["mp4"], tiles, fps, settings)
+    write_gif(paths["gif"], tiles, fps, settings)
+    write_sheet(paths["sheet"], tiles, settings)
+    return paths
+
+
+# ---- the API
+
+
+def make_compare(engine, folder):
+    """The handler of /compare."""
+
+    def compare(prompt, steps="1,2,4,8", seed=0, sampler="lcm", gamma=None, teacher_steps=50, frames=16, size="256x256"):
+        """Make one clip in several ways from the same noise, side by side, and measure what few steps lose.
+
+        Args:
+            prompt: what to see, 1 to 512 characters.
+            steps: numbers of steps of the student, a list like [1, 2, 4, 8] or a text like "1,2,4,8"; up to eight cells.
+            seed: a whole number from 0 to 2147483647; the same seed gives the same clips.
+            sampler: lcm, tcd or ddim, or several with commas.
+            gamma: randomness of tcd from 0 to 1, nothing for 0.3.
+            teacher_steps: DDIM steps of the teacher's clip, the reference, from 1 to 100; 0 for none.
+            frames: a whole number from 8 to 32; 16 is two seconds.
+            size: width x height, multiples of 32 from 128 to 512, like 256x256.
+
+        Returns:
+            The labelled grid as an mp4, and the cells as JSON: label, reference, nfe, seconds, sha256, settings, notices, metrics.
+        """
+
+        def run():
+            request = request_of(size, prompt=prompt, seed=seed, gamma=gamma, frames=frames)
+            yield from api_updates(engine, folder, request, cells_of("student", sampler, steps), reference_of(teacher_steps))
+
+        yield from guarded(run, (gr.skip(), gr.skip()))
+
+    return compare
+
+
+def api_updates(engine, folder, request, cells, reference):
+    """(None, the cells so far) at every event, then (mp4, all cells)."""
+    from videolcm.compare import row
+    from videolcm.grid import write_grid
+
+    done, rows = {}, []
+    with closing(engine.compare(request, cells, reference, frozenset())) as events:
+        for event in events:
+            if hasattr(event, "result"):
+                done[event.cell] = event
+                rows = [row(one, reference) for one in done.values()]
+            yield None, rows
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        path = Path(place) / FILES["mp4"]
+        tiles, settings = [(one.label, one.result.frames) for one in done.values()], {"cells": [row["settings"] for row in rows]}
+        yield str(write_grid(path, tiles, settings["cells"][0]["fps"], settings)), rows

@@ -1,0 +1,90 @@
+"""The tab that distils: the method's knobs on the left, how it goes on the right, and the events between them.
+
+In: a jobs.Jobs, a Guard, and {name: ref} of the teachers. Out: components in the gr.Blocks that is open, and /distill in the API. What a
+closed page misses is on disk: the list is read anew every two seconds. It knows nothing about networks or processes.
+"""
+
+import gradio as gr
+
+from videolcm.jobs import CONDITIONS, PRESETS, Knobs
+from videolcm.ui import distil_messages as say
+from videolcm.ui.distil_handlers import ACTIONS, make_action, make_refresh, make_start
+
+QUIET = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
+SECONDS = 2  # between two looks at the jobs
+OWN = "No preset"
+STYLE = """
+.strip { display: flex; flex-wrap: wrap; gap: .5rem; }
+.strip figure { flex: 1 1 8rem; max-width: 16rem; margin: 0; }
+.strip.small figure { flex: 0 1 5rem; }
+.strip video { display: block; width: 100%; border-radius: var(--block-radius); }
+.strip figcaption { font-size: var(--text-sm); color: var(--body-text-color-subdued); }
+"""
+
+
+def build_distil(jobs, guard, teachers):
+    """The tab's components and events; where the guard is off, one sentence why."""
+    with gr.Tab("Distil", id="distill"):
+        if guard.off:
+            gr.Markdown(f"Distilling is off here: {guard.off}. It runs on a machine of your own: `python app.py`.")
+            return
+        with gr.Row():
+            with gr.Column(scale=5, min_width=320):
+                knobs, start = build_knobs(guard, teachers)
+            with gr.Column(scale=6, min_width=320):
+                outputs, buttons = build_progress()
+        wire(jobs, guard, teachers, knobs, start, outputs, buttons)
+
+
+def build_knobs(guard, teachers):
+    """The left column: the components in the order of the handler's parameters, and Start."""
+    default = Knobs()
+    with gr.Row():
+        teacher = gr.Dropdown(list(teachers), value=next(iter(teachers)), label="Teacher", min_width=120)
+        preset = gr.Dropdown([(OWN, ""), *((name, name) for name in PRESETS)], value="one minute look", label="Preset", min_width=120)
+    start = gr.Button("Start", variant="primary")
+    with gr.Accordion("Knobs, used without a preset", open=False):
+        with gr.Row():
+            iterations = gr.Number(default.iterations, label="Iterations", info="Paper: about 4000", min_width=120)
+            batch = gr.Number(default.batch, label="Batch", info="Clips an update", min_width=120)
+        with gr.Row():
+            lr = gr.Number(None, label="Learning rate", info="Paper: 1e-5; empty: the teacher's own", min_width=120)
+            guidance = gr.Number(None, label="Guidance w", info="Paper: 9; empty: the teacher's own", min_width=120)
+        with gr.Row():
+            ema = gr.Number(default.ema, label="EMA", info="Paper: 0.95", min_width=120)
+            skip = gr.Textbox(default.skip, label="Skip k", info="Paper: 20", min_width=120)
+        with gr.Row():
+            huber = gr.Number(default.huber, label="Huber c", info="Paper: 1e-3", min_width=120)
+            minutes = gr.Number(None, label="Minutes", info="Paper: no limit; empty: none", min_width=120)
+    conditions = gr.CheckboxGroup(CONDITIONS, value=list(CONDITIONS), label="Conditions", info="What the student learns to follow")
+    seed = gr.Number(default.seed, label="Training seed")
+    password = gr.Textbox("", label="Password for distilling", type="password", visible=bool(guard.password))
+    knobs = [teacher, preset, iterations, batch, lr, guidance, ema, skip, huber, seed, minutes, conditions, password]
+    for component in knobs:
+        component.preprocess = lambda value: value  # the handler checks every value, and says what is wrong
+    return knobs, start
+
+
+def build_progress():
+    """The right column: (list, status, curve, previews), and the buttons by action."""
+    chosen = gr.Radio([], label="Fine-tunes", elem_classes="jobs")
+    chosen.preprocess = lambda value: value
+    with gr.Row():
+        buttons = {action: gr.Button(action.capitalize(), min_width=70, size="sm") for action in ACTIONS}
+    status = gr.HTML(say.NOTHING, elem_classes="status")
+    curve = gr.LinePlot(x="iteration", y="loss", height=220, label="Loss")
+    previews = gr.HTML("")
+    return [chosen, status, curve, previews], buttons
+
+
+def wire(jobs, guard, teachers, knobs, start, outputs, buttons):
+    """Events: the clock and every button end in a new look at the jobs."""
+    chosen, password, shown = outputs[0], knobs[-1], gr.State({})
+    look = {"fn": make_refresh(jobs, guard), "inputs": [chosen, shown], "outputs": [*outputs, shown], **QUIET}
+    made = gr.JSON(visible=False)
+    begun = start.click(make_start(jobs, guard, teachers), knobs, made, api_name="distill", concurrency_id="jobs", show_progress="hidden")
+    begun.success(lambda job: gr.update(choices=[job["id"]], value=job["id"]), made, chosen, **QUIET).then(**look)
+    for action, button in buttons.items():
+        button.click(make_action(jobs, guard, action), [chosen, password], None, **QUIET).then(**look)
+    chosen.input(**look)
+    gr.Timer(SECONDS).tick(**look)

@@ -1,0 +1,174 @@
+"""What runs when somebody presses a button of the distilling tab or calls /distill: values of the page -> Knobs -> Jobs.
+
+In: what the components or an API client sent, unchecked. Out: a dict of the job, or updates of the page. Everything asks the Guard first,
+for a private event can be called too. It knows nothing about layout.
+"""
+
+import hmac
+import logging
+from dataclasses import dataclass
+
+import gradio as gr
+
+from videolcm.errors import AppError
+from videolcm.jobs import PRESETS, Knobs
+from videolcm.ui import distil_messages as say
+
+log = logging.getLogger(__name__)
+
+ACTIONS = ("pause", "resume", "cancel", "delete")
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Who may distil: nobody where `off` says why, whoever knows `password` where there is one, else everybody."""
+
+    off: str | None = None
+    password: str | None = None
+
+    def admit(self, password):
+        """AppError E_DISTIL_OFF, E_PASSWORD."""
+        if self.off:
+            raise AppError("E_DISTIL_OFF", detail=self.off)
+        if self.password and not hmac.compare_digest(str(password).encode("utf-8", "replace"), self.password.encode()):
+            raise AppError("E_PASSWORD")
+
+
+def guard_of(environ, public):
+    """The Guard of a page with these environment variables; `public` if it is seen beyond this machine."""
+    password = environ.get("VIDEOLCM_DISTIL_PASSWORD")
+    if "SPACE_ID" in environ and environ.get("VIDEOLCM_DISTIL") != "1":
+        return Guard("a Space is shared, and training would take it for hours")
+    if (public or "SPACE_ID" in environ) and not password:
+        return Guard("a page for others needs VIDEOLCM_DISTIL_PASSWORD")
+    return Guard(None, password if public or "SPACE_ID" in environ else None)
+
+
+def refusing(run):
+    """`run()`; what goes wrong becomes a gr.Error of one line."""
+    try:
+        return run()
+    except AppError as error:
+        refusal = error
+    except Exception:
+        log.exception("a handler failed")
+        refusal = AppError("E_INTERNAL")
+    raise gr.Error(str(refusal), print_exception=False)
+
+
+def make_start(jobs, guard, teachers):
+    """The handler that starts a fine-tune; `teachers` is {name: ref}."""
+
+    def distill(
+        teacher="toybox",
+        preset="",
+        iterations=1000,
+        batch=16,
+        lr=None,
+        guidance=None,
+        ema=0.95,
+        skip="20",
+        huber=1e-3,
+        seed=0,
+        minutes=None,
+        conditions=("text", "depth", "sketch", "masked"),
+        password="",
+    ):
+        """Start a distillation: a student of the teacher is trained in a process of its own, and becomes a model of the page.
+
+        Args:
+            teacher: the model to distil, toybox.
+            preset: "one minute look", "ten minutes" or "paper", which then decides all but the seed and the conditions; empty for none.
+            iterations: updates, a whole number from 1; the paper: about 4000.
+            batch: clips an update, a whole number from 1.
+            lr: learning rate from 0 to 1, null for the teacher's own; the paper: 1e-5.
+            guidance: w of Eq. 5 from 0 to 30, null for the teacher's own; the paper: 9.
+            ema: rate of the target network from 0 to 1; the paper: 0.95.
+            skip: train timesteps a solver step spans, 1 to 999; the paper: 20.
+            huber: threshold of the pseudo-Huber loss from 0 to 10; the paper: 1e-3.
+            seed: of batches and noise, a whole number from 0 to 2147483647.
+            minutes: stop after so long, null for no limit.
+            conditions: a list of what the student learns to follow, of text, depth, sketch and masked.
+            password: for distilling, where the page asks for one.
+
+        Returns:
+            The job: its id, its state and its command line.
+        """
+
+        def run():
+            guard.admit(password)
+            if not isinstance(teacher, str) or teacher not in teachers:
+                raise AppError("E_MODEL", given=teacher, known=", ".join(teachers))
+            own = {"seed": whole(seed), "conditions": ",".join(conditions) if isinstance(conditions, (list, tuple)) else conditions}
+            knobs = dict(iterations=whole(iterations), batch=whole(batch), lr=lr, guidance=guidance, ema=ema, skip=skip, huber=huber, minutes=minutes)
+            id = jobs.start(Knobs(**own, **(preset_of(preset) if preset else knobs)), teachers[teacher])
+            return told(jobs.get(id))
+
+        return refusing(run)
+
+    return distill
+
+
+def whole(value):
+    """4 for 4.0, as pages send it; anything else as it is, for Knobs to refuse."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def preset_of(name):
+    """What a preset decides. AppError E_PRESET."""
+    if not isinstance(name, str) or name not in PRESETS:
+        raise AppError("E_PRESET", given=name, known=", ".join(PRESETS))
+    return PRESETS[name]
+
+
+def told(job):
+    return {"id": job.id, "state": job.state, "command": " ".join(("distill", *job.arguments))}
+
+
+def make_action(jobs, guard, action):
+    """The handler of Pause, Resume, Cancel or Delete."""
+
+    def act(id, password=""):
+        def run():
+            guard.admit(password)
+            getattr(jobs, action)(id)
+
+        return refusing(run)
+
+    act.__name__ = act.__qualname__ = f"{action}_distillation"
+    return act
+
+
+def make_refresh(jobs, guard):
+    """The handler of the clock: (list, status, curve, previews, what was shown); what did not change since then is left alone."""
+
+    def refresh(chosen, shown):
+        return refusing(lambda: updates(jobs, chosen, shown or {})) if not guard.off else [gr.skip()] * 5
+
+    return refresh
+
+
+def updates(jobs, chosen, shown):
+    known = jobs.list()
+    job = next((job for job in known if job.id == chosen), known[0] if known else None)
+    steps = job.steps() if job else []
+    now = {
+        "list": [[say.label(job), job.id] for job in known] + [job and job.id],
+        "status": say.status(job, steps) if job else say.NOTHING,
+        "curve": [job and job.id, len(steps)],
+        "previews": [job and job.id, sum(bool(step["figures"]) for step in steps)],
+    }
+    make = {
+        "list": lambda: gr.update(choices=[tuple(pair) for pair in now["list"][:-1]], value=now["list"][-1]),
+        "status": lambda: now["status"],
+        "curve": lambda: table(say.curve(steps)),
+        "previews": lambda: say.previews(job, steps) if job else "",
+    }
+    return [*(make[name]() if now[name] != shown.get(name) else gr.skip() for name in now), now]
+
+
+def table(points):
+    """Points of the curve as gr.LinePlot takes them."""
+    import pandas
+
+    return pandas.DataFrame(points, columns=["iteration", "loss"])

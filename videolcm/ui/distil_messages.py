@@ -1,0 +1,84 @@
+"""What the distilling tab says: a job's state, its curve and its clips, as HTML and as a table of numbers.
+
+In: a jobs.Job and the lines of its log. Out: strings of HTML, and rows for a plot. It knows nothing about gradio or processes.
+"""
+
+import base64
+import html
+import time
+
+from videolcm.ui.messages import plain
+
+POINTS = 200  # of the curve
+HISTORY = 8  # previews in the strip
+TEACHER = "preview-teacher.mp4"  # as previews.py writes it
+NOTHING = plain("No fine-tune chosen. Start one, or choose one of the list.")
+
+
+def label(job):
+    """A job in the list."""
+    return f"{job.id[:8]} · {job.state} · {time.strftime('%d %b %H:%M', time.localtime(job.created))}"
+
+
+def status(job, steps):
+    """Where a job stands: iteration, loss, rate, speed, time left, and what it says."""
+    if not steps:
+        return plain(f"{job.state}: {WAITING.get(job.state, 'nothing was trained')}.", notices=[job.message] if job.message else ())
+    last = steps[-1]
+    left = (last["iterations"] - last["iteration"]) * seconds_each(steps)
+    loss = "not a number" if last["loss"] is None else f"{last['loss']:.4f}"
+    text = (
+        f"{job.state}: iteration {last['iteration']} of {last['iterations']} · loss {loss} · learning rate {last['lr']:.1e} · "
+        f"{last['samples_per_second']:.1f} samples per second"
+    )
+    if job.state == "RUNNING":
+        text += f" · about {duration(left)} left"
+    notices = [job.message] if job.message else []
+    if last["skipped"]:
+        notices.append(f"Skipped {last['skipped']} iterations whose loss was not a number.")
+    return plain(text, last["iteration"] / last["iterations"], notices)
+
+
+WAITING = {"QUEUED": "waiting for its turn", "RUNNING": "reading the teacher and the clips; the first time clips are rendered, which takes minutes"}
+
+
+def seconds_each(steps):
+    """How long an iteration takes, by the speed of the last ones: the batch's share of it is what the log's speed is made of."""
+    recent = [step["samples_per_second"] for step in steps[-20:]]
+    return len(recent) / max(sum(recent), 1e-9)
+
+
+def duration(seconds):
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def curve(steps):
+    """[(iteration, loss)], at most POINTS of them, each the mean of its neighbours."""
+    good = [(step["iteration"], step["loss"]) for step in steps if step["loss"] is not None]
+    size = -(-len(good) // POINTS) or 1
+    parts = [good[i : i + size] for i in range(0, len(good), size)]
+    return [(part[-1][0], sum(loss for _, loss in part) / len(part)) for part in parts]
+
+
+def previews(job, steps):
+    """The newest clips in 1, 2 and 4 steps beside the teacher's, and below them the 4-step clips of before, as HTML."""
+    made = [(step["iteration"], step["figures"]["previews"]) for step in steps if (step["figures"] or {}).get("previews")]
+    if not made:
+        return ""
+    iteration, names = made[-1]
+    cells = [video(job.folder / name, f"{count} step{'s' if count != '1' else ''}") for count, name in names.items()]
+    cells.append(video(job.folder / TEACHER, "teacher, 50 steps"))
+    past = made[:-1][:: max(1, len(made) // HISTORY)][-HISTORY:]
+    strip = [video(job.folder / names["4"], f"at {at}") for at, names in past]
+    older = f'<div class="strip small">{"".join(strip)}</div>' if strip else ""
+    return f'<p>After {iteration} iterations</p><div class="strip">{"".join(cells)}</div>{older}'
+
+
+def video(path, caption):
+    """A clip inside the page: the files of a job are not served."""
+    caption = html.escape(caption)
+    try:
+        source = base64.b64encode(path.read_bytes()).decode()
+    except OSError:
+        return f"<figure><figcaption>{caption}: file removed</figcaption></figure>"
+    return f'<figure><video autoplay loop muted playsinline src="data:video/mp4;base64,{source}"></video><figcaption>{caption}</figcaption></figure>'

@@ -1,0 +1,73 @@
+"""Back from a file that was made here to the controls that make it again.
+
+In: an mp4, GIF or PNG, from anybody. Out: {control: value} for the comparison's tab, every value checked by the Request it describes.
+It knows nothing about components or how clips are made.
+"""
+
+from pathlib import Path
+
+from videolcm.errors import AppError
+from videolcm.ui.tab import MAX_STEPS
+
+ASKED = ("prompt", "steps", "seed", "frames", "height", "width", "sampler", "guidance", "gamma")  # of a Request, what a file's settings say
+
+
+def restored(path):
+    """The controls' values {name: value} that make again what is in the file at `path`: a grid's cells, or one clip.
+
+    AppError E_INPUT, E_NO_SETTINGS, E_TASK_INPUT for what follows a video, E_SETTINGS for what the controls cannot say, and as Request.
+    """
+    from videolcm.video import read_settings
+
+    name = Path(path).name
+    try:
+        settings = read_settings(path)
+        pairs = [(request_in(cell), cell["role"]) for cell in settings.get("cells", [settings])]
+    except AppError as error:
+        raise AppError(error.code, given=name) if error.code in ("E_INPUT", "E_NO_SETTINGS") else error from None
+    except (KeyError, TypeError):
+        raise AppError("E_NO_SETTINGS", given=name) from None
+    if not pairs:
+        raise AppError("E_NO_SETTINGS", given=name)
+    return controls_of(pairs)
+
+
+def request_in(settings):
+    """The Request that a file's settings describe. KeyError or TypeError where they are none; AppError as Request, E_TASK_INPUT, E_ROLE."""
+    from videolcm.pipeline import SAMPLER_OF, Request, one_of
+
+    one_of(settings["role"], SAMPLER_OF, "E_ROLE")
+    if settings["task"] != "text":
+        raise AppError("E_TASK_INPUT", given=settings["task"], needs="the video it followed, which no file holds")
+    return Request(**{name: settings[name] for name in ASKED})
+
+
+def controls_of(pairs):
+    """The controls' values for [(Request, role)] that differ in role, sampler and steps alone; many steps: the reference. AppError E_SETTINGS."""
+    first = pairs[0][0]
+    if any(
+        (one.prompt, one.seed, one.frames, one.height, one.width) != (first.prompt, first.seed, first.frames, first.height, first.width)
+        for one, _ in pairs
+    ):
+        raise AppError("E_SETTINGS", detail="its cells differ in more than model, sampler and steps")
+    cells = [(one, role) for one, role in pairs if one.steps <= MAX_STEPS]
+    many = [(one, role) for one, role in pairs if one.steps > MAX_STEPS]
+    if len(many) > 1 or any((role, one.sampler) != ("teacher", "ddim") for one, role in many):
+        raise AppError("E_SETTINGS", detail=f"more than {MAX_STEPS} steps are for one reference alone, the teacher by ddim")
+    gammas = [one.gamma for one, _ in pairs if one.gamma is not None]
+    values = {"prompt": first.prompt, "seed": first.seed, "frames": first.frames, "size": f"{first.width}x{first.height}"}
+    values |= {"with_reference": bool(many), "gamma": gammas[0] if gammas else 0.3, "guidance": shared_guidance(pairs)}
+    if many:
+        values["reference_steps"] = many[0][0].steps
+    if cells:
+        values["steps"] = sorted({one.steps for one, _ in cells})
+        values["samplers"] = list(dict.fromkeys(one.sampler for one, _ in cells))
+        values["roles"] = list(dict.fromkeys(role for _, role in cells))
+    return values
+
+
+def shared_guidance(pairs):
+    """The guidance that was asked for as its box has it, "" if each model had its own: then student and teacher differ, or a student's is 0."""
+    asked = {one.guidance for one, _ in pairs}
+    own = len(asked) > 1 or (asked == {0.0} and all(role == "student" for _, role in pairs))
+    return "" if own else str(asked.pop())
