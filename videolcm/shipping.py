@@ -24,6 +24,7 @@ SHEET_PROMPTS = (
     "a small pink cube slides right and a big blue ball stands still on grass",
 )
 SHEET_FRAMES = (0, 3, 6, 9, 12, 15)
+GUIDANCE = 0.5  # w of a teacher that is shipped for the first time
 
 
 def ship(folder, part, net, **facts):
@@ -31,12 +32,12 @@ def ship(folder, part, net, **facts):
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "manifest.json"
-    manifest = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"guidance": 0.5, "fps": 8, "files": {}}
+    manifest = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"guidance": GUIDANCE, "fps": 8, "files": {}}
     manifest["files"][part] = write_network(folder / f"{part}.safetensors", net)
     write_json(path, {"tasks": list(TASKS)} | manifest | facts)
 
 
-def sheet(codec, text, denoiser, path, prompts=SHEET_PROMPTS, role="teacher", steps=20, guidance=2.0):
+def sheet(codec, text, denoiser, path, prompts=SHEET_PROMPTS, role="teacher", steps=20, guidance=GUIDANCE):
     """A PNG at `path`: one clip a row, six frames across, by networks that may still be in training."""
     info = ModelInfo("in training", role, ("text",), guidance, 8, "")
     parameter = next(denoiser.parameters())
