@@ -70,6 +70,15 @@ def sample_lcm(denoise, schedule, noise, cond, steps):
 
     The same as diffusers' LCMScheduler with v-prediction and zero terminal SNR, as VideoLCM was released.
     """
+
+    def renoise(x_t, x0, t, t_next):
+        return schedule.add_noise(x0, noise.at(t_next), t_next)
+
+    yield from consistency_steps(denoise, schedule, noise, cond, steps, renoise)
+
+
+def consistency_steps(denoise, schedule, noise, cond, steps, renoise):
+    """The steps of a consistency model, between which `renoise(x_t, x0, t, t_next)` makes the next x_t."""
     timesteps = schedule.lcm_timesteps(steps).tolist()  # (steps,) descending
     x_t = noise.initial()  # (B, C, F, h, w)
     for i, t in enumerate(timesteps):
@@ -77,7 +86,7 @@ def sample_lcm(denoise, schedule, noise, cond, steps):
         x0 = checked(i + 1, consistency, denoise, schedule, x_t, t, cond)
         yield Step(i + 1, steps, t, x0)
         if i + 1 < steps:
-            x_t = schedule.add_noise(x0, noise.at(timesteps[i + 1]), timesteps[i + 1])
+            x_t = renoise(x_t, x0, t, timesteps[i + 1])
 
 
 def sample_ddim(denoise, schedule, noise, cond, steps):
@@ -104,16 +113,13 @@ def sample_tcd(denoise, schedule, noise, cond, steps, gamma=GAMMA):
     The same as diffusers' TCDScheduler, but that the end is x0 itself instead of x_0, which still has sigma = .03. A student of Eq. 1 keeps
     the spread of its data at gamma 1; less randomness gives more contrast.
     """
-    timesteps = schedule.lcm_timesteps(steps).tolist()  # (steps,) descending
-    x_t = noise.initial()  # (B, C, F, h, w)
-    for i, t in enumerate(timesteps):
-        x0 = checked(i + 1, consistency, denoise, schedule, x_t, t, cond)
-        yield Step(i + 1, steps, t, x0)
-        if i + 1 < steps:
-            t_next = timesteps[i + 1]
-            s = math.floor((1 - gamma) * t_next)
-            x_s = schedule.ddim_step(x_t, x0, t, s)  # at t = 999, where alpha is 0, the predicted noise is x_t itself
-            x_t = schedule.add_noise_from(x_s, noise.at(t_next), s, t_next)
+
+    def renoise(x_t, x0, t, t_next):
+        s = math.floor((1 - gamma) * t_next)
+        x_s = schedule.ddim_step(x_t, x0, t, s)  # at t = 999, where alpha is 0, the predicted noise is x_t itself
+        return schedule.add_noise_from(x_s, noise.at(t_next), s, t_next)
+
+    yield from consistency_steps(denoise, schedule, noise, cond, steps, renoise)
 
 
 SAMPLERS = {"lcm": sample_lcm, "tcd": sample_tcd, "ddim": sample_ddim}
