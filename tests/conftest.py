@@ -27,6 +27,14 @@ def moving_square(shape):
     return x0
 
 
+def wait_for(condition, seconds=60):
+    """Returns when `condition()` is true; fails after so many seconds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
 class FakeModel(VideoModel):
     """A VideoModel with a known answer: `denoise` says the moving square whatever the noise, `decode` enlarges 8 times.
 

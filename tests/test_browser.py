@@ -6,7 +6,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from conftest import FakeModel
+from conftest import FakeModel, wait_for
 from media import make
 from test_uploads import depth_video, textured
 
@@ -111,13 +111,6 @@ def finished(page):
     video = page.locator(".clip video[src]")
     video.wait_for()
     return video
-
-
-def wait_for(condition, seconds=60):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def test_a_prompt_becomes_a_clip_that_moves(page, tmp_path):

@@ -3,9 +3,9 @@
 import io
 
 import pytest
-from conftest import FakeModel
+from conftest import FakeModel, wait_for
 from PIL import Image
-from test_browser import PATIENCE, browser, wait_for  # noqa: F401  browser is a fixture
+from test_browser import PATIENCE, browser  # noqa: F401  browser is a fixture
 
 from videolcm.ui import Engine, build_ui, launch
 

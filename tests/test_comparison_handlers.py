@@ -1,12 +1,11 @@
 """The comparison without a browser: its handlers as functions, and /compare behind the page."""
 
-import time
 from pathlib import Path
 
 import gradio as gr
 import pytest
 import torch
-from conftest import FakeModel
+from conftest import FakeModel, wait_for
 from gradio_client import Client
 from gradio_client.exceptions import AppError as ClientError
 
@@ -233,13 +232,6 @@ def test_cancelling_a_comparison_of_the_api_frees_the_device(page):
         wait_for(lambda: not engine.device.locked())
     finally:
         engine.model("student").delay = 0.0
-
-
-def wait_for(condition, seconds=60):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def test_the_api_says_what_is_done_so_far(tmp_path):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import tiny
-from conftest import FakeModel
+from conftest import FakeModel, wait_for
 
 from videolcm import models
 from videolcm.checkpoint import load_checkpoint
@@ -45,13 +45,6 @@ def jobs(place):
     for child in made.children.values():
         child.stdin.close()
         child.wait(60)
-
-
-def wait_for(condition, seconds=300):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def ended(jobs, id):
@@ -105,7 +98,7 @@ def test_pause_death_of_the_page_resume_and_cancel_keep_every_loss(jobs, place):
     page = subprocess.Popen([sys.executable, "-c", code, *place[1:]], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     id = page.stdout.readline().strip()
     job = jobs.get(id)
-    wait_for(lambda: len(jobs.get(id).steps()) > 2)
+    wait_for(lambda: len(jobs.get(id).steps()) > 2, 300)
     assert jobs.get(id).state == "RUNNING" and jobs.get(id).seconds < 60
     page.kill()
     page.wait()
@@ -116,7 +109,7 @@ def test_pause_death_of_the_page_resume_and_cancel_keep_every_loss(jobs, place):
     def run_on():
         before = len(jobs.get(id).steps())
         jobs.resume(id)
-        wait_for(lambda: jobs.get(id).state == "RUNNING" and len(jobs.get(id).steps()) > before + 2)
+        wait_for(lambda: jobs.get(id).state == "RUNNING" and len(jobs.get(id).steps()) > before + 2, 300)
 
     run_on()
     jobs.pause(id)
@@ -130,7 +123,7 @@ def test_pause_death_of_the_page_resume_and_cancel_keep_every_loss(jobs, place):
     assert models.load(f"student-{id[:8]}", device="cpu").info.role == "student"
 
     undisturbed = jobs.start(Knobs(**{**LONG, "minutes": None}), place[1])
-    wait_for(lambda: len(jobs.get(undisturbed).steps()) > step + 1)
+    wait_for(lambda: len(jobs.get(undisturbed).steps()) > step + 1, 300)
     jobs.cancel(undisturbed)
     assert ended(jobs, undisturbed).state == "CANCELLED" and (jobs.get(undisturbed).folder / "manifest.json").exists()
     assert losses(jobs.get(undisturbed))[:step] == losses(job)[:step]
@@ -216,7 +209,7 @@ def test_a_clip_goes_before_the_next_iteration(tmp_path):
     thread.start()
     try:
         for _ in range(3):
-            wait_for(lambda: order and order[-1] == "iteration")
+            wait_for(lambda: order and order[-1] == "iteration", 300)
             asked = len(order)
             while not clip.try_take():
                 time.sleep(0.005)
@@ -246,7 +239,7 @@ def test_a_dead_process_leaves_nothing_taken(tmp_path):
     assert process.stdout.readline() == "True\n" and not Lease(tmp_path).try_take()
     process.kill()
     process.wait()
-    wait_for(Lease(tmp_path).try_take)
+    wait_for(Lease(tmp_path).try_take, 300)
 
 
 def test_the_engine_waits_for_another_process_and_frees_the_device(tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 import gradio as gr
 import httpx
 import pytest
-from conftest import FakeModel
+from conftest import FakeModel, wait_for
 from gradio_client import Client
 from gradio_client.exceptions import AppError as ClientError
 
@@ -270,13 +270,6 @@ def test_cancelling_a_job_of_the_api_frees_the_device(page):
         wait_for(lambda: not engine.device.locked())
     finally:
         engine.model("student").delay = 0.0
-
-
-def wait_for(condition, seconds=60):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 # ---- the page as a whole
