@@ -26,6 +26,7 @@ from .training import Stage, averaged_weights, generator
 from .world import ATTRIBUTES, OBJECT_ATTRIBUTES, SCENE_ATTRIBUTES, plot, vocabulary
 
 CROP, CODEC_FRAMES, CODEC_BATCH = 128, 8, 6
+LATENT_NOISE = 0.2  # at most, of a sample in the codec's training: what a denoiser leaves is taken away by the decoder
 
 
 # ---- codec
@@ -46,7 +47,8 @@ def codec_stage(folder, iterations=2500):
         pixels, weight = (torch.stack(parts) for parts in zip(*pairs, strict=True))
         pixels = pixels.permute(0, 4, 1, 2, 3).float() / 127.5 - 1
         latents = net.encode(pixels.to(net.scale.dtype))
-        noisy = latents + 0.05 * torch.randn(latents.shape, generator=generator(12, iteration)).to(latents)
+        noise = torch.randn(latents.shape, generator=generator(12, iteration)) * torch.rand(CODEC_BATCH, 1, 1, 1, 1, generator=g)
+        noisy = latents + LATENT_NOISE * noise.to(latents)
         return picture_loss(net.decode(noisy).float(), pixels, 1 + 3 * weight[:, None])
 
     @torch.no_grad()
@@ -169,7 +171,7 @@ def text_stage(iterations=1200, batch=192):
 # ---- teacher
 
 LAST_SHARE = 0.1  # of a batch at t = 999, where content is decided
-NOISY_SHARE, NOISY = 0.4, 600  # of a batch at 600 and above: a latent this large still tells there where things are
+NOISY_SHARE, NOISY = 0.3, 600  # of a batch at 600 and above: a latent this large still tells there where things are
 DROP_MAPS = 0.6  # text alone is the hardest of the four tasks
 OBJECT_WEIGHT = 3.0  # added to the loss where objects are
 
