@@ -189,7 +189,7 @@ def test_the_knobs_of_the_request_are_those_of_every_cell(models):
 def test_labels(models):
     assert [str(cell) for cell in (*CELLS[:2], SHORT)] == ["1 step, lcm", "4 steps, lcm", "teacher, 5 steps, ddim"]
     one = last(compare(models, REQUEST, CELLS[:1], None))[CELLS[0]]
-    assert one.label == f"1 step, lcm, {one.result.seconds['denoise'] + one.result.seconds['decode']:.2f} s"
+    assert one.label == "1 step, lcm, 1 evaluation"
 
 
 # ---- the judge
@@ -232,3 +232,22 @@ def test_frames_are_what_is_measured(models):
     one = last(compare(models, REQUEST, CELLS[:1], None))[CELLS[0]]
     assert one.result.frames.shape == (8, 128, 160, 3) and one.result.frames.dtype == np.uint8
     assert one.metrics["motion"] == pytest.approx(compare_module.measure(models["student"], one.result)["motion"])
+
+
+# ---- what is followed
+
+
+def test_what_a_clip_follows_is_measured_on_it(models):
+    video = np.zeros((8, 128, 160, 3), np.uint8)
+    for i, frame in enumerate(video):
+        frame[40:80, 20 + 8 * i : 60 + 8 * i] = 220
+    hole = np.zeros(video.shape[:3], np.float32)
+    hole[:, 40:80] = 1
+    request = Request("a red ball", frames=8, height=128, width=160, task="inpaint", video=video, hole=hole)
+    done = last(compare(models, request, CELLS[:1], None))[CELLS[0]]
+    assert done.metrics["followed"] == {"PSNR outside": 100.0}
+    assert compare_module.followed(request, 255 - video)["PSNR outside"] < 1
+    request = Request("a red ball", frames=8, height=128, width=160, task="sketch", video=video)
+    assert compare_module.followed(request, video)["edge F1"] == 1.0
+    assert compare_module.followed(request, np.zeros_like(video))["edge F1"] < 0.1
+    assert compare_module.followed(REQUEST, video) == {}

@@ -3,14 +3,16 @@
 from pathlib import Path
 
 import gradio as gr
+import numpy as np
 import pytest
 import torch
 from conftest import FakeModel, wait_for
-from gradio_client import Client
+from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError as ClientError
+from media import make
 
 from videolcm.ui import Engine, build_ui, comparison_handlers, launch
-from videolcm.ui.comparison_handlers import FILES, OUTPUTS, Stops, cells_of, make_compare, make_comparison, make_files
+from videolcm.ui.comparison_handlers import FILES, FOLLOWING, NAMES, OUTPUTS, Stops, cells_of, make_compare, make_comparison, make_files
 from videolcm.ui.restore import restored
 from videolcm.video import read_settings
 
@@ -27,6 +29,8 @@ ASKED = {
     "guidance": "",
     "frames": 8,
     "size": "128x128",
+    "task": "text",
+    **dict.fromkeys(FOLLOWING),
 }
 
 
@@ -41,9 +45,10 @@ def engine_of(delay=0.0):
     return Engine(load=lambda ref, role: Noisy(role, delay))
 
 
-def asked(engine, stops=None, **values):
+def asked(engine, stops=None, folder=None, **values):
     """The updates of the page as dicts of what changes."""
-    for update in make_comparison(engine)(Stops() if stops is None else stops, **{**ASKED, **values}):
+    values = {**ASKED, **values}
+    for update in make_comparison(engine, folder or Path.cwd())(Stops() if stops is None else stops, *(values[name] for name in NAMES)):
         yield {name: value for name, value in zip(OUTPUTS, update, strict=True) if value != gr.skip()}
 
 
@@ -70,6 +75,24 @@ def test_a_comparison_and_the_way_back_from_each_of_its_files(tmp_path):
     assert not list(tmp_path.iterdir()) and not stops.unwritten and not engine.device.locked()
     again = last_board(asked(engine, **{**dict.fromkeys(ASKED), **controls[0]}))
     assert [cell["strip"] for cell in again["board"]["cells"]] == [cell["strip"] for cell in shown["board"]["cells"]]
+
+
+def test_a_comparison_follows_a_video_and_its_file_says_how(tmp_path):
+    video = np.zeros((8, 128, 128, 3), np.uint8)
+    video[:, 40:80, 40:80] = 200
+    asks = {"task": "sketch", "video": str(make(tmp_path / "box.mp4", video)), "strength": 0.5, "extractor": "canny", "also": False}
+    asks |= {"start": 0.0, "fit": "crop"}
+    stops = Stops()
+    shown = last_board(asked(engine_of(), stops, tmp_path, **asks, steps=[1], with_reference=False))
+    assert states(shown) == ["done"] and "Edge F1" in dict(shown["board"]["cells"][0]["figures"])
+    for buttons in make_files(tmp_path)(stops):
+        controls = restored(buttons[0]["value"])
+    assert {name: controls[name] for name in ("task", "strength", "extractor", "also")} == {
+        "task": "sketch",
+        "strength": 0.5,
+        "extractor": "canny",
+        "also": False,
+    }
 
 
 def test_files_of_a_comparison_that_is_over_do_not_replace_the_next_ones(tmp_path, monkeypatch):
@@ -154,6 +177,7 @@ def test_closing_frees_the_device():
         ("E_SIZE", {"size": None}),
         ("E_GUIDANCE", {"guidance": "2 or 3"}),
         ("E_GUIDANCE", {"guidance": "31"}),
+        ("E_TASK", {"task": "dance"}),
     ],
 )
 def test_refusals_are_one_line(code, values):
@@ -174,6 +198,16 @@ def test_an_error_halfway_leaves_what_is_done():
             seen.append(update)
     shown = last_board(seen)
     assert states(shown) == ["done", "done", "stopped"] and not engine.device.locked()
+
+
+def test_the_same_comparison_gives_the_same_file(tmp_path):
+    made = []
+    for _ in range(2):
+        stops = Stops()
+        list(asked(engine_of(), stops, steps=[1, 2], with_reference=False))
+        for buttons in make_files(tmp_path)(stops):
+            made.append([Path(button["value"]).read_bytes() for button in buttons])
+    assert made[0] == made[1]
 
 
 @pytest.mark.parametrize("counts", ["4, 1", [4, 1, 1.0], (1, 4)])
@@ -206,11 +240,21 @@ def test_api_compares(page):
     assert page[0].predict(PROMPT, steps="1,2", seed=3, sampler="tcd", gamma=0.5, teacher_steps=0, **SMALL)[1][1]["sha256"] == rows[1]["sha256"]
 
 
+def test_api_compares_what_follows_a_video(page, tmp_path):
+    video = np.zeros((8, 128, 128, 3), np.uint8)
+    video[:, 40:80, 40:80] = 200
+    path = handle_file(str(make(tmp_path / "box.mp4", video)))
+    options = {"task": "inpaint", "video": path, "box": "0.2,0.2,0.8,0.8", "feather": 0, **SMALL}
+    _, rows = page[0].predict(PROMPT, steps="1,2", teacher_steps=0, **options)
+    assert [row["settings"]["task"] for row in rows] == ["inpaint"] * 2
+    assert all(row["metrics"]["followed"]["PSNR outside"] == 100 for row in rows)
+
+
 def test_api_is_described(page):
     described = page[0].view_api(return_format="dict", print_info=False)["named_endpoints"]["/compare"]
-    names = ["prompt", "steps", "seed", "sampler", "gamma", "teacher_steps", "frames", "size"]
+    names = ["prompt", "steps", "seed", "sampler", "gamma", "teacher_steps", "frames", "size", "task", *FOLLOWING]
     assert [p["parameter_name"] for p in described["parameters"]] == names and "side by side" in described["description"]
-    assert [p["parameter_has_default"] for p in described["parameters"]] == [False] + 7 * [True]
+    assert [p["parameter_has_default"] for p in described["parameters"]] == [False] + 19 * [True]
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from videolcm.video import write_mp4
 REQUEST = Request("a red ball", seed=7, frames=8, height=128, width=160, gamma=0.45)
 MODELS = {role: FakeModel(role) for role in ("student", "teacher")}
 FRAMES = np.zeros((8, 32, 32, 3), np.uint8)
+TEXT = {"task": "text", "extractor": "", "strength": 1.0, "also": False}
 
 
 def settings_of(cells, reference=None, request=REQUEST):
@@ -46,6 +47,7 @@ def test_a_grid_in_every_format(tmp_path, write):
         "steps": [1, 4],
         "samplers": ["lcm", "tcd"],
         "roles": ["student", "teacher"],
+        **TEXT,
     }
 
 
@@ -90,7 +92,9 @@ CLIP = {**REQUEST.settings(), "steps": 4, "role": "student"}
         ("E_ROLE", {**CLIP, "role": ["x"]}),
         ("E_STEPS", {**CLIP, "steps": "4"}),
         ("E_PROMPT_LONG", {**CLIP, "prompt": "x" * 1000}),
-        ("E_TASK_INPUT", {**CLIP, "task": "depth"}),
+        ("E_TASK", {**CLIP, "task": "dance"}),
+        ("E_EXTRACTOR", {**CLIP, "task": "depth", "extractor": "magic"}),
+        ("E_STRENGTH", {**CLIP, "task": "depth", "strength": 3}),
         ("E_SETTINGS", {"cells": [CLIP, {**CLIP, "prompt": "another"}]}),
         ("E_SETTINGS", {**CLIP, "sampler": "ddim", "steps": 20}),
     ],

@@ -11,13 +11,29 @@ longer be the clips that `generate` makes, nor would their seconds be true; and 
 from contextlib import closing
 from dataclasses import dataclass, replace
 
+from .conditions import choose, extract, known
 from .errors import AppError
+from .guides import MAPS_OF, extractor_of
 from .judge import has_judge, judge, text_match
-from .metrics import feature_distance, flicker, motion, motion_ratio, motion_warning, optical_flow, psnr
+from .metrics import (
+    depth_error,
+    edge_f1,
+    feature_distance,
+    flicker,
+    map_correlation,
+    motion,
+    motion_ratio,
+    motion_warning,
+    optical_flow,
+    psnr,
+    psnr_outside,
+)
 from .pipeline import SAMPLER_OF, Progress, Result, encode_prompt, generate, one_of, settle, told
 from .world import read_prompt
 
 MAX_CELLS = 8
+READERS = {"depth": "builtin-depth", "sketch": "hed-fast"}  # what reads maps back from clips that were made, the same for all of them
+EDGE = 0.35  # of HED's map: what counts as a line
 
 
 @dataclass(frozen=True)
@@ -54,8 +70,8 @@ class CellDone:
 
     @property
     def label(self):
-        """What stands over the clip: the way it was made, and the seconds from noise to frames, which no shared work is part of."""
-        return f"{self.cell}, {self.result.seconds['denoise'] + self.result.seconds['decode']:.2f} s"
+        """What stands over the clip: the way it was made, and its network evaluations. No seconds: the same request gives the same file."""
+        return f"{self.cell}, {self.result.nfe} evaluation{'s' * (self.result.nfe != 1)}"
 
 
 @dataclass(frozen=True)
@@ -81,7 +97,7 @@ def compare(models, request, cells, reference=REFERENCE, stopped=frozenset()):
         if result is None:
             yield CellStopped(cell)
             continue
-        done[cell] = CellDone(cell, result, measure(models[cell.role], result))
+        done[cell] = CellDone(cell, result, measure(models[cell.role], result) | {"followed": followed(one, result.frames)})
         yield done[cell]
     if reference in done:
         yield from (beside(one, done[reference]) for one in done.values())
@@ -142,6 +158,26 @@ def measure(model, result):
     match = None if why else text_match(judge(), result.frames, said)["mean"]
     own = {"motion": motion(flow), "flicker": flicker(result.frames, flow), "text_match": match, "unmatched": why}
     return own | dict.fromkeys(("motion_ratio", "warning", "psnr", "feature_distance"))
+
+
+def followed(request, frames):
+    """{figure: value} how well frames uint8 (F, H, W, 3) keep to what the request follows; {} for text, None where a figure has no meaning."""
+    found = {}
+    for name in dict.fromkeys((*MAPS_OF[request.task], *request.also)):
+        if name == "masked":
+            found["PSNR outside"] = psnr_outside(frames, request.video, request.hole > 0)
+            continue
+        reader = READERS[name] if READERS[name] in known(name) else choose(name, frames)
+        wanted = extract("as-is" if extractor_of(name, request) == "as-is" else reader, request.video)
+        found |= obeyed(name, wanted, extract(reader, frames))
+    return found
+
+
+def obeyed(name, wanted, made):
+    """The figures of one kind of map, both (F, H, W) in 0..1."""
+    if name == "sketch":
+        return {"edge F1": edge_f1(wanted, made, threshold=EDGE)}
+    return {"depth error": depth_error(wanted, made), "depth correlation": map_correlation(wanted, made)}
 
 
 def unmatched(model, said):

@@ -6,17 +6,16 @@ clips themselves, whose row says how much of a figure is the extractor's. It kno
 
 import numpy as np
 
+from .compare import READERS, obeyed
 from .conditions import extract
 from .data import disparity
 from .judge import judge, text_match
 from .masks import checked, feather, grow
-from .metrics import depth_error, edge_f1, map_correlation, psnr_outside
+from .metrics import psnr_outside
 from .pipeline import Request, generate
 from .world import sample
 
-EXTRACTOR = {"depth": "builtin-depth", "sketch": "hed-fast"}  # what reads the maps back from the clips that were made
 HOLE_GROW, HOLE_FEATHER = 12, 6  # pixels
-EDGE = 0.35  # of HED's map: what counts as a line
 
 
 def evaluate_guided(student, teacher, rows, task, steps=(1, 2, 4), teacher_steps=(50,)):
@@ -52,14 +51,12 @@ def hole_of(truth):
 
 def depth_figures(frames, truth, said):
     """Read depth beside the exact one of the scene."""
-    read, wanted = extract(EXTRACTOR["depth"], frames), disparity(truth.depth)
-    return {"depth error": depth_error(wanted, read), "depth correlation": map_correlation(wanted, read)}
+    return obeyed("depth", disparity(truth.depth), extract(READERS["depth"], frames))
 
 
 def sketch_figures(frames, truth, said):
     """Read lines beside those of the rendered clip."""
-    name = EXTRACTOR["sketch"]
-    return {"edge F1": edge_f1(extract(name, truth.frames), extract(name, frames), threshold=EDGE)}
+    return obeyed("sketch", *(extract(READERS["sketch"], clip) for clip in (truth.frames, frames)))
 
 
 def inpaint_figures(frames, truth, said):

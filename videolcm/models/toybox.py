@@ -142,7 +142,7 @@ class Mix(nn.Module):
     def __init__(self, width):
         super().__init__()
         self.conv = nn.Conv2d(3 * width, width, 1)
-        nn.init.zeros_(self.conv.weight)
+        nn.init.zeros_(self.conv.weight), nn.init.zeros_(self.conv.bias)
 
     def forward(self, x, frames):
         clip = F.silu(x).unflatten(0, (-1, frames))  # (B, F, C, h, w)
@@ -256,6 +256,7 @@ class Denoiser(nn.Module):
         self.maps = nn.Sequential(nn.Conv2d(6 * MAPS**2 * TIME, 96, 1), nn.SiLU(), nn.Conv2d(96, config.maps, 3, padding=1))
         self.enter = nn.Conv2d(config.latent + config.maps, stem, 3, padding=1)
         self.before, self.after = (nn.ModuleList(Timed(stem, width) for _ in range(config.stem_depth)) for _ in range(2))
+        self.mix = nn.ModuleList((Mix(stem), Mix(stem)))  # half seconds agree in detail
         self.patch, self.unpatch = nn.Linear(8 * stem, width), nn.Linear(width, 8 * stem)
         self.text, self.place = nn.Linear(config.context, width), nn.Linear(36, width)
         self.modulate = nn.Linear(width, 6 * width)
@@ -285,13 +286,14 @@ class Denoiser(nn.Module):
         skip = self.enter(channels_last(x))  # (B f, stem, h, w)
         for block in self.before:
             skip = block(skip, emb)
+        skip = self.mix[0](skip, f)
         tokens = self.patch(patches(skip, batch)) + self.place(places(f // 2, h // 2, w // 2, x_t))  # (B, f h w / 8, width)
         y = torch.cat([self.text(context), tokens], 1)  # (B, 3 + f h w / 8, width)
         shared = self.modulate(F.silu(emb)).unflatten(1, (6, -1))
         for block in self.blocks:
             y = block(y, shared)
         y = unpatched(self.unpatch(rms(y[:, context.shape[1] :])), f, h, w)
-        y = self.join(torch.cat([channels_last(y), skip], 1))
+        y = self.mix[1](self.join(torch.cat([channels_last(y), skip], 1)), f)
         for block in self.after:
             y = block(y, emb)
         return self.leave(F.silu(y)).unflatten(0, (batch, f)).transpose(1, 2)

@@ -7,30 +7,18 @@ or clips; what is in range is the Request's to say.
 import gradio as gr
 
 from videolcm.ui import messages
-from videolcm.ui.comparison_handlers import FILES, OUTPUTS, Stops, make_compare, make_comparison, make_files
-from videolcm.ui.handlers import refused
-from videolcm.ui.parts import as_given
+from videolcm.ui.comparison_handlers import COMPARED, FILES, NAMES, OUTPUTS, Stops, make_compare, make_comparison, make_files
+from videolcm.ui.handlers import extractor_choices, refused
+from videolcm.ui.parts import as_given, path_of, video_upload
 from videolcm.ui.player import build_player
 from videolcm.ui.restore import restored
-from videolcm.ui.tab import MAX_PROMPT, MAX_STEPS, ROLL, SIZES
-from videolcm.ui.tabs import TABS
+from videolcm.ui.tab import FITS, MAX_PROMPT, MAX_STEPS, ROLL, SIZES
+from videolcm.ui.tabs import PARAMETERS, REQUIRED, TABS
 
 SAMPLERS = (("LCM", "lcm"), ("TCD", "tcd"), ("DDIM", "ddim"))
-NAMES = (  # the handler's parameters after `stops`, in its order
-    "prompt",
-    "steps",
-    "samplers",
-    "roles",
-    "seed",
-    "with_reference",
-    "reference_steps",
-    "gamma",
-    "guidance",
-    "frames",
-    "size",
-)
 LEGEND = """*Seconds*: prompt + steps + decoding; cells with one text encoder read the prompt once. *Distance*, *PSNR* and *motion kept* are
 beside the reference; without one, *motion* is in pixels per frame. *Flicker*: how many of 255 levels a pixel changes on its way to the next frame."""
+NUMBERS = ("seed", "gamma", "teacher_steps", "frames", "strength", "grow", "feather", "start")  # of the API's arguments
 QUIET = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
 DEVICE = {"concurrency_id": "device", "concurrency_limit": 1}
 
@@ -49,7 +37,7 @@ def build_comparison(engine, folder):
         examples = gr.Dataset(components=[controls["prompt"]], samples=[list(row) for row in TABS["text"].examples], label="Examples, one click each")
         wire_api(make_compare(engine, folder))
     outputs = [{"board": board, "status": status, "plot": plot, **files}[name] for name in OUTPUTS]
-    wire(controls, examples, stops, outputs, make_comparison(engine), make_files(folder))
+    wire(controls, examples, stops, outputs, make_comparison(engine, folder), make_files(folder))
     wire_file(files["origin"], controls, status)
 
 
@@ -72,16 +60,52 @@ def build_controls():
             seed = gr.Number(0, label="Seed", minimum=0, maximum=2**31 - 1, precision=None, step=1)
         with gr.Column(scale=9, min_width=120):
             randomise = gr.Checkbox(True, label="Randomise", info="A new seed each time")
+    followed = build_followed()
     with gr.Accordion("Advanced", open=False), gr.Row():
         frames = gr.Slider(8, 32, 16, step=1, label="Frames", min_width=140)
         size = gr.Dropdown(SIZES, value="256x256", label="Size", allow_custom_value=True, min_width=120)
         gamma = gr.Slider(0, 1, 0.3, step=0.05, label="Gamma of TCD", min_width=140)
         guidance = gr.Textbox(label="Guidance", placeholder="the model's own", min_width=120)  # a gr.Number cannot be empty: it sends 0
         reference_steps = gr.Slider(1, 100, 50, step=1, label="Steps of the reference", min_width=140)
-    made = (prompt, steps, samplers, roles, seed, with_reference, reference_steps, gamma, guidance, frames, size)
-    for component in made:
-        component.preprocess = as_given
-    return {**dict(zip(NAMES, made, strict=True)), "go": go, "stop": stop, "randomise": randomise}
+    made = (steps, samplers, roles, with_reference, reference_steps, prompt, seed, gamma, guidance, frames, size)
+    controls = dict(zip(NAMES, made, strict=False)) | followed
+    for name in NAMES:
+        if name not in ("video", "mask"):  # whose files are never opened here
+            controls[name].preprocess = as_given
+    return controls | {"go": go, "stop": stop, "randomise": randomise}
+
+
+def build_followed():
+    """What all cells follow besides the prompt: {name: component}; the rest of them is seen when a task needs it."""
+    task = gr.Radio([(tab.title, tab.task) for tab in TABS.values()], value="text", label="Task")
+    with gr.Row(visible=False) as follows:
+        with gr.Column(min_width=260):
+            video = video_upload()
+        with gr.Column(min_width=260, visible=False) as maps:
+            extractor = gr.Dropdown([("the best for this video", "")], value="", label="How the map is found")
+            strength = gr.Slider(0, 2, PARAMETERS["strength"][0], step=0.1, label="Strength", info="How closely it is followed")
+            also = gr.Checkbox(PARAMETERS["also"][0], label="Follow the other map too")
+        with gr.Column(min_width=260, visible=False) as holes:
+            mask = gr.File(label="Mask, light is replaced", file_types=["image", "video"], height=110)
+            box = gr.Textbox(label="Box", info="x0,y0,x1,y1 from 0 to 1", placeholder="0.2,0.3,0.6,0.9")
+            moving = gr.Checkbox(PARAMETERS["moving"][0], label="Moves with the picture")
+        with gr.Column(min_width=200):
+            start = gr.Number(0, label="Start", info="Second of the video", minimum=0, step=0.5)
+            fit = gr.Radio(FITS, value="crop", label="A video of another shape")
+            with gr.Row(visible=False) as rims:
+                grow = gr.Slider(0, 64, PARAMETERS["grow"][0], step=1, label="Grow", min_width=120)
+                feather = gr.Slider(0, 64, PARAMETERS["feather"][0], step=1, label="Feather", min_width=120)
+    mask.preprocess = path_of
+
+    def shown(task):
+        follows_map, hole = task in ("depth", "sketch"), task == "inpaint"
+        choices = gr.Dropdown(extractor_choices(task)) if follows_map else gr.skip()
+        return gr.update(visible=task != "text"), gr.update(visible=follows_map), gr.update(visible=hole), gr.update(visible=hole), choices
+
+    task.change(shown, task, [follows, maps, holes, rims, extractor], **QUIET)
+    task.input(lambda: "", None, extractor, **QUIET)
+    made = (task, video, mask, box, extractor, strength, also, moving, grow, feather, start, fit)
+    return dict(zip(NAMES[NAMES.index("task") :], made, strict=True))
 
 
 def build_files():
@@ -122,7 +146,8 @@ def wire_file(origin, controls, status):
     def fill(path):
         with refused():
             values = {**restored(path), "randomise": False}
-        told = messages.plain("These are the settings of the file. Press Compare to make it again.")
+        again = "Press Compare" if values["task"] == "text" else f"Upload the video that it followed under {TABS[values['task']].title}, then press Compare"
+        told = messages.plain(f"These are the settings of the file. {again} to make it again.")
         return [*(values.get(name, gr.skip()) for name in names), told]
 
     origin.upload(fill, origin, [*(controls[name] for name in names), status], api_visibility="private", show_progress="hidden")
@@ -130,9 +155,11 @@ def wire_file(origin, controls, status):
 
 def wire_api(handler):
     """/compare: its arguments are no components of the page, and these hidden ones only say what their types and defaults are."""
-    prompt, steps, seed = gr.Textbox(visible=False), gr.JSON([1, 2, 4, 8], visible=False), gr.Number(0, visible=False)
-    sampler, gamma, teacher_steps = gr.Textbox("lcm", visible=False), gr.Number(None, visible=False), gr.Number(50, visible=False)
-    inputs = [prompt, steps, seed, sampler, gamma, teacher_steps, gr.Number(16, visible=False), gr.Textbox("256x256", visible=False)]
-    for component in inputs:
-        component.preprocess = as_given
+    kinds = {"steps": gr.JSON, "video": gr.Video, "mask": gr.File, "also": gr.Checkbox, "moving": gr.Checkbox}
+    inputs = []
+    for name, (default, _) in COMPARED.items():
+        kind = kinds.get(name) or (gr.Number if name in NUMBERS else gr.Textbox)
+        component = kind(None if default is REQUIRED else default, visible=False)
+        component.preprocess = path_of if name in ("video", "mask") else as_given
+        inputs.append(component)
     gr.Button(visible=False).click(handler, inputs, [gr.File(visible=False), gr.JSON(visible=False)], api_name="compare", **DEVICE)

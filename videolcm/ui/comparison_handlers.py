@@ -14,10 +14,16 @@ import gradio as gr
 from videolcm.arguments import number
 from videolcm.ui import messages
 from videolcm.ui.engine import Loading, Waiting
-from videolcm.ui.handlers import guarded, refused
+from videolcm.ui.handlers import guarded, refused, request_of
 from videolcm.ui.player import Board, made_in
 from videolcm.ui.plot import scatter
+from videolcm.ui.tabs import PARAMETERS, TABS, description, signature
 
+NAMES = (  # the page's handler's parameters after `stops`, in its order: what to compare, then what all cells share
+    *("steps", "samplers", "roles", "with_reference", "reference_steps"),
+    *("prompt", "seed", "gamma", "guidance", "frames", "size", "task"),
+    *("video", "mask", "box", "extractor", "strength", "also", "moving", "grow", "feather", "start", "fit"),
+)
 OUTPUTS = ("board", "status", "plot", "mp4", "gif", "sheet")  # of the page's handler, in its order
 FILES = {"mp4": "comparison.mp4", "gif": "comparison.gif", "sheet": "comparison.png"}
 PACE = 0.15  # seconds between two looks at cells that are being made: a browser has every clip to keep, not only the one that changed
@@ -88,25 +94,32 @@ def reference_of(steps):
     return None if steps == 0 else Cell("teacher", "ddim", checked_steps(steps, "ddim"))
 
 
-def request_of(size, **values):
-    """The Request that all cells share. AppError for whatever is out of range."""
-    from videolcm.pipeline import Request, size_of
+def shared_request(folder, values):
+    """(Request, notices) that all cells share: of `values` what the tab of their task takes. AppError for whatever is out of range."""
+    from videolcm.pipeline import one_of
 
-    width, height = size_of(size)
-    return Request(width=width, height=height, **values)
+    one_of(values["task"], TABS, "E_TASK")
+    taken = {name: value for name, value in values.items() if name in (*TABS[values["task"]].parameters, "gamma", "guidance")}
+    return request_of(values["task"], Path(folder), {**taken, "guidance": typed(values.get("guidance"))})
 
 
 # ---- the page
 
 
-def make_comparison(engine):
-    """The page's handler. What it made is left in `stops.unwritten`, so that nobody has to wait for files before the next comparison."""
+def make_comparison(engine, folder):
+    """The page's handler: `stops`, then the values of NAMES. What it made is left in `stops.unwritten`, so that nobody has to wait for files
+    before the next comparison."""
 
-    def comparison(stops, prompt, steps, samplers, roles, seed, with_reference, reference_steps, gamma, guidance, frames, size):
+    def comparison(stops, *args):
+        values = dict(zip(NAMES, args, strict=True))
+
         def run():
-            request = request_of(size, prompt=prompt, seed=seed, gamma=gamma, guidance=typed(guidance), frames=frames)
-            reference = reference_of(reference_steps if with_reference else 0)
-            yield from comparison_updates(engine, request, cells_of(roles, samplers, steps), reference, stops)
+            reference = reference_of(values["reference_steps"] if values["with_reference"] else 0)
+            cells = cells_of(values["roles"], values["samplers"], values["steps"])
+            if values["task"] in TABS and TABS[values["task"]].followed:
+                yield updates(status=messages.plain("Reading the video ...", 0))
+            request, notices = shared_request(folder, {name: values[name] for name in NAMES if name != "steps"})
+            yield from comparison_updates(engine, request, cells, reference, stops, notices)
 
         try:
             yield from guarded(run, updates(status=messages.plain("Nothing was made.")))
@@ -121,8 +134,8 @@ def updates(**changed):
     return tuple(changed.get(name, gr.skip()) for name in OUTPUTS)
 
 
-def comparison_updates(engine, request, cells, reference, stops):
-    """An update for every event, then the plot. AppError as `compare.compare`."""
+def comparison_updates(engine, request, cells, reference, stops, notices=()):
+    """An update for every event, then the plot; `notices` are said in the end. AppError as `compare.compare`."""
     from videolcm.compare import requests_of
 
     stops.cells, stops.unwritten = tuple(requests_of(request, cells, reference)), []
@@ -134,7 +147,7 @@ def comparison_updates(engine, request, cells, reference, stops):
     except Exception:
         yield updates(board=board.ended())
         raise
-    yield updates(board=board.ended(), status=summary(board), plot=quality(board, reference))
+    yield updates(board=board.ended(), status=summary(board, notices), plot=quality(board, reference))
     stops.unwritten = list(board.done.values())
 
 
@@ -156,15 +169,15 @@ def progress_updates(events, board, stops):
                 seen = time.monotonic()
 
 
-def summary(board):
-    """The last status line: how many clips, how long, and what has to be said about them."""
+def summary(board, notices=()):
+    """The last status line: how many clips, how long, and what has to be said about them, `notices` first."""
     done = list(board.done.values())
     if not done:
         return messages.plain("Stopped.")
     total = sum(one.result.seconds["total"] for one in done)
     said = "Done" if len(done) == len(board.tiles) else "Stopped"
     text = f"{said}: {len(done)} clip{'s' * (len(done) != 1)} in {total:.2f} s from the same noise · seed {done[0].result.settings['seed']}"
-    sentences = [*done[0].result.notices, done[0].metrics["unmatched"]]
+    sentences = [*notices, *done[0].result.notices, done[0].metrics["unmatched"]]
     return messages.plain(text, notices=[sentence for sentence in sentences if sentence])
 
 
@@ -213,37 +226,45 @@ def write_files(done, place):
 # ---- the API
 
 
+FOLLOWING = ("video", "mask", "box", "extractor", "strength", "also", "moving", "grow", "feather", "start", "fit")
+COMPARED = {  # the parameters of /compare: (default, what it is)
+    "prompt": PARAMETERS["prompt"],
+    "steps": ([1, 2, 4, 8], 'numbers of steps of the student, a list like [1, 2, 4, 8] or a text like "1,2,4,8"; up to eight cells.'),
+    "seed": (0, "a whole number from 0 to 2147483647; the same seed gives the same clips."),
+    "sampler": ("lcm", "lcm, tcd or ddim, or several with commas."),
+    "gamma": (None, "randomness of tcd from 0 to 1, nothing for 0.3."),
+    "teacher_steps": (50, "DDIM steps of the teacher's clip, the reference, from 1 to 100; 0 for none."),
+    "frames": PARAMETERS["frames"],
+    "size": PARAMETERS["size"],
+    "task": ("text", "text, or depth, sketch, inpaint, which follow a video."),
+    **{name: (PARAMETERS[name][0], PARAMETERS[name][1].format(other="other map")) for name in FOLLOWING},
+    "video": (None, PARAMETERS["video"][1]),
+}
+SUMMARY = "Make one clip in several ways from the same noise, side by side, and measure what few steps lose."
+RETURNS = "The labelled grid as an mp4, and the cells as JSON: label, reference, nfe, seconds, sha256, settings, notices, metrics."
+
+
 def make_compare(engine, folder):
     """The handler of /compare."""
 
-    def compare(prompt, steps="1,2,4,8", seed=0, sampler="lcm", gamma=None, teacher_steps=50, frames=16, size="256x256"):
-        """Make one clip in several ways from the same noise, side by side, and measure what few steps lose.
-
-        Args:
-            prompt: what to see, 1 to 512 characters.
-            steps: numbers of steps of the student, a list like [1, 2, 4, 8] or a text like "1,2,4,8"; up to eight cells.
-            seed: a whole number from 0 to 2147483647; the same seed gives the same clips.
-            sampler: lcm, tcd or ddim, or several with commas.
-            gamma: randomness of tcd from 0 to 1, nothing for 0.3.
-            teacher_steps: DDIM steps of the teacher's clip, the reference, from 1 to 100; 0 for none.
-            frames: a whole number from 8 to 32; 16 is two seconds.
-            size: width x height, multiples of 32 from 128 to 512, like 256x256.
-
-        Returns:
-            The labelled grid as an mp4, and the cells as JSON: label, reference, nfe, seconds, sha256, settings, notices, metrics.
-        """
+    def compare(*args, **options):
+        given = compare.__signature__.bind(*args, **options)
+        given.apply_defaults()
+        values = given.arguments
 
         def run():
-            request = request_of(size, prompt=prompt, seed=seed, gamma=gamma, frames=frames)
-            yield from api_updates(engine, folder, request, cells_of("student", sampler, steps), reference_of(teacher_steps))
+            cells, reference = cells_of("student", values["sampler"], values["steps"]), reference_of(values["teacher_steps"])
+            request, notices = shared_request(folder, {name: value for name, value in values.items() if name not in ("steps", "sampler")})
+            yield from api_updates(engine, folder, request, cells, reference, notices)
 
         yield from guarded(run, (gr.skip(), gr.skip()))
 
+    compare.__doc__, compare.__signature__ = description(SUMMARY, COMPARED, RETURNS), signature(COMPARED)
     return compare
 
 
-def api_updates(engine, folder, request, cells, reference):
-    """(None, the cells so far) at every event, then (mp4, all cells)."""
+def api_updates(engine, folder, request, cells, reference, notices=()):
+    """(None, the cells so far) at every event, then (mp4, all cells); `notices` are said of each."""
     from videolcm.compare import row
     from videolcm.grid import write_grid
 
@@ -253,6 +274,7 @@ def api_updates(engine, folder, request, cells, reference):
             if hasattr(event, "result"):
                 done[event.cell] = event
                 rows = [row(one, reference) for one in done.values()]
+                rows = [one | {"notices": [*notices, *one["notices"]]} for one in rows]
             yield None, rows
     with tempfile.TemporaryDirectory(dir=folder) as place:
         path = Path(place) / FILES["mp4"]

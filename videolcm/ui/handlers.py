@@ -16,10 +16,10 @@ import gradio as gr
 from videolcm.errors import AppError
 from videolcm.students import students
 from videolcm.ui import messages
-from videolcm.ui.tabs import TABS, description, signature
+from videolcm.ui.tabs import TABS, description, parameters_of, returns_of, signature
 
 log = logging.getLogger(__name__)
-AS_ASKED = ("prompt", "seed", "sampler", "frames", "strength")  # what a Request takes as the page has it
+AS_ASKED = ("prompt", "seed", "sampler", "frames", "strength", "gamma", "guidance")  # what a Request takes as the page has it
 
 
 def make_handler(task, engine, folder):
@@ -34,7 +34,8 @@ def make_handler(task, engine, folder):
         )
 
     handler.__name__ = handler.__qualname__ = task
-    handler.__doc__, handler.__signature__ = description(tab), signature(tab)
+    parameters = parameters_of(tab)
+    handler.__doc__, handler.__signature__ = description(tab.summary, parameters, returns_of(tab)), signature(parameters)
     return handler
 
 
@@ -91,7 +92,7 @@ def request_of(task, folder, values):
 
     width, height = size_of(values["size"])
     asked = {name: values[name] for name in AS_ASKED if name in values}
-    asked["steps"] = values["steps"] if values["sampler"] == "lcm" else None
+    asked["steps"] = values["steps"] if values.get("sampler") == "lcm" else None
     asked["also"] = (TABS[task].other,) if values.get("also") else ()
     with material_of(values, folder, (height, width)) as material:
         return request_with(material, task, values.get("extractor") or None, width=width, height=height, **asked)

@@ -142,6 +142,7 @@ def figures(done, reference):
         ["PSNR", None if beside else shown(metrics["psnr"], "{:.1f} dB")],
         ["Motion", f"{metrics['motion']:.2f} px" if kept is None else f"{kept:.0%} kept"],
         ["Flicker", shown(metrics["flicker"], "{:.2f}")],
+        *([name[:1].upper() + name[1:], shown(value, "{:.1f} dB" if "PSNR" in name else "{:.2f}")] for name, value in metrics["followed"].items()),
         ["Text match", "not available" if match is None else f"{match:.0%}"],
     ]
     return [row for row in rows if row[1] is not None]

@@ -15,31 +15,45 @@ ASKED = ("prompt", "steps", "seed", "frames", "height", "width", "sampler", "gui
 def restored(path):
     """The controls' values {name: value} that make again what is in the file at `path`: a grid's cells, or one clip.
 
-    AppError E_INPUT, E_NO_SETTINGS, E_TASK_INPUT for what follows a video, E_SETTINGS for what the controls cannot say, and as Request.
+    The video that a clip followed is in no file and must be given again. AppError E_INPUT, E_NO_SETTINGS, E_SETTINGS for what the controls
+    cannot say, and as Request.
     """
     from videolcm.video import read_settings
 
     name = Path(path).name
     try:
         settings = read_settings(path)
-        pairs = [(request_in(cell), cell["role"]) for cell in settings.get("cells", [settings])]
+        cells = settings.get("cells", [settings])
+        pairs = [(request_in(cell), cell["role"]) for cell in cells]
+        followed = followed_in(cells[0]) if cells else {}
     except AppError as error:
         raise AppError(error.code, given=name) if error.code in ("E_INPUT", "E_NO_SETTINGS") else error from None
     except (KeyError, TypeError):
         raise AppError("E_NO_SETTINGS", given=name) from None
     if not pairs:
         raise AppError("E_NO_SETTINGS", given=name)
-    return controls_of(pairs)
+    return controls_of(pairs) | followed
 
 
 def request_in(settings):
-    """The Request that a file's settings describe. KeyError or TypeError where they are none; AppError as Request, E_TASK_INPUT, E_ROLE."""
+    """The Request that a file's settings describe but for what it follows. KeyError or TypeError where they are none; AppError as Request, E_ROLE."""
     from videolcm.pipeline import SAMPLER_OF, Request, one_of
 
     one_of(settings["role"], SAMPLER_OF, "E_ROLE")
-    if settings["task"] != "text":
-        raise AppError("E_TASK_INPUT", given=settings["task"], needs="the video it followed, which no file holds")
     return Request(**{name: settings[name] for name in ASKED})
+
+
+def followed_in(settings):
+    """The controls' values of how a clip follows its video. KeyError or TypeError where settings are none; AppError E_TASK, E_EXTRACTOR, E_STRENGTH."""
+    from videolcm.conditions import EXTRACTORS
+    from videolcm.models.base import TASKS
+    from videolcm.pipeline import one_of, within
+
+    task, extractor = settings["task"], settings["extractor"]
+    one_of(task, TASKS, "E_TASK")
+    if extractor is not None:
+        one_of(extractor, EXTRACTORS, "E_EXTRACTOR")
+    return {"task": task, "extractor": extractor or "", "strength": within(settings["strength"], 0, 2, "E_STRENGTH"), "also": bool(settings["also"])}
 
 
 def controls_of(pairs):

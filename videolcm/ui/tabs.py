@@ -122,18 +122,27 @@ TABS = {
 }
 
 
-def signature(tab):
-    """The inspect.Signature of a tab's handler."""
+def signature(parameters):
+    """The inspect.Signature of a handler that takes `parameters`, {name: (default, what it is)}."""
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    return inspect.Signature([inspect.Parameter(name, kind, default=PARAMETERS[name][0]) for name in tab.parameters])
+    return inspect.Signature([inspect.Parameter(name, kind, default=default) for name, (default, _) in parameters.items()])
 
 
-def description(tab):
-    """The docstring of a tab's handler, which the API shows."""
-    rows = "\n".join(f"    {name}: {PARAMETERS[name][1].format(other=tab.other)}" for name in tab.parameters)
+def description(summary, parameters, returns):
+    """The docstring of such a handler, which the API shows."""
+    rows = "\n".join(f"    {name}: {what}" for name, (_, what) in parameters.items())
+    return f"{summary}\n\nArgs:\n{rows}\n\nReturns:\n    {returns}"
+
+
+def parameters_of(tab):
+    """{name: (default, what it is)} of a tab's handler, in its order."""
+    return {name: (PARAMETERS[name][0], PARAMETERS[name][1].format(other=tab.other)) for name in tab.parameters}
+
+
+def returns_of(tab):
+    """What a tab's handler returns, as a sentence."""
     shown = "; then what was followed as an mp4" if tab.followed else ""
-    returns = f"The clip as an mp4, its settings, a status line as HTML, and a preview as HTML that is empty in the end{shown}."
-    return f"{tab.summary}\n\nArgs:\n{rows}\n\nReturns:\n    {returns}"
+    return f"The clip as an mp4, its settings, a status line as HTML, and a preview as HTML that is empty in the end{shown}."
 
 
 def example_rows(tab):
