@@ -11,7 +11,7 @@ from tiny import toybox
 from videolcm import evaluate
 from videolcm.data import TRAIN_SEEDS
 from videolcm.errors import AppError
-from videolcm.evaluate import clips, held_out, made_clips, read_prompts, seen, summary, table
+from videolcm.evaluate import clips, held_out, made_clips, plot_of, read_prompts, seen, summary, table
 from videolcm.judge import Judge
 from videolcm.pipeline import Request, generate
 from videolcm.world import plot, sample
@@ -140,3 +140,10 @@ def test_a_table_has_a_line_for_each_row_and_a_column_for_each_attribute():
         "| rendered | 1.00 | 0.99 | 0.990 ± 0.004 | 1.00 | 0 | 0.50 |",
         "| student | 0.50 |  | 0.500 ± 0.032 | 0.93 | 2 |  |",
     ]
+
+
+def test_the_plot_has_a_series_for_each_sampler_and_flat_lines_for_what_takes_long():
+    names = ["rendered clips", "teacher, DDIM 50", "teacher, DDIM 8", "student, LCM 1", "student, LCM 4"]
+    svg = plot_of({name: {"mean": 0.5 + 0.1 * i} for i, name in enumerate(names)})
+    assert svg.startswith("<svg xmlns=") and svg.count("<polyline") == 4 and all(name in svg for name in names[:2])
+    assert svg.count("<circle") == 4 + 2 + 2 + 1 + 2  # a head for each series and a dot for each point

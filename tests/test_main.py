@@ -151,7 +151,17 @@ def test_compare(door, tmp_path, capsys):
     ways = [(cell["settings"]["role"], cell["settings"]["sampler"], cell["settings"]["steps"], cell["nfe"]) for cell in cells]
     assert ways == [("student", "lcm", 1, 1), ("student", "lcm", 2, 2), ("teacher", "ddim", 3, 6)]
     assert [cell["reference"] for cell in cells] == [False, False, True] and [role for _, role, _, _ in door] == ["student", "teacher"]
-    assert set(cells[0]["metrics"]) == {"motion", "flicker", "text_match", "motion_ratio", "warning", "psnr", "feature_distance", "unmatched"}
+    assert set(cells[0]["metrics"]) == {
+        "motion",
+        "flicker",
+        "text_match",
+        "motion_ratio",
+        "warning",
+        "psnr",
+        "feature_distance",
+        "unmatched",
+        "followed",
+    }
     assert cells[0]["metrics"]["psnr"] == 100 and cells[0]["metrics"]["motion_ratio"] == pytest.approx(1)  # all see the same square
     for name in ("g.mp4", "s.png", "g.gif"):
         assert read_settings(tmp_path / name) == {"cells": [cell["settings"] for cell in cells]}

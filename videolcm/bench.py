@@ -19,16 +19,17 @@ from pathlib import Path
 
 import torch
 
-from . import evaluate, models
-from .pipeline import Request, generate, save
+from .models.base import Conditions
+from .pipeline import Request, Stopwatch, generate, save, timed, to_frames
+from .sampling import SAMPLERS, Noise, guided
+from .video import write_mp4
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPT = "a red ball rolls to the left over snow"
 
 
-def quick(report):
-    """All figures of `bench --quick`; `report(line)` hears of each stage. About five minutes on two cores."""
-    student, teacher = models.load("toybox"), models.load("toybox", role="teacher")
+def quick(student, teacher, report):
+    """All figures of `bench --quick`; `report(line)` hears of each stage."""
     figures = {"machine": machine(student)}
     report("one clip")
     figures |= one_clip(student, teacher)
@@ -90,16 +91,95 @@ def made(model, request):
 
 
 def eight_clips(student, teacher):
-    """Table 1 of the paper: eight clips at a time, text to frames."""
-    prompts, seeds = [PROMPT] * 8, range(8)
-    taken = {}
-    for name, arguments in (("lcm4", (student, prompts, seeds, 4, "lcm")), ("ddim50", (teacher, prompts, seeds, 50, "ddim", teacher.info.guidance))):
-        start = time.perf_counter()
-        evaluate.clips(*arguments)
-        taken[name] = time.perf_counter() - start
-    return {f"seconds_eight_{name}": round(value, 2) for name, value in taken.items()} | {
-        "speed_up_eight_clips": round(taken["ddim50"] / taken["lcm4"], 1)
-    }
+    """Eight clips at a time, text to written mp4: seconds of 4 steps and of 50 guided DDIM steps."""
+    few, many = batch_seconds(student, 4, "lcm")["total"], batch_seconds(teacher, 50, "ddim")["total"]
+    return {"seconds_eight_lcm4": round(few, 2), "seconds_eight_ddim50": round(many, 2), "speed_up_eight_clips": round(many / few, 1)}
+
+
+@torch.no_grad()
+def batch_seconds(model, steps, sampler, size=(256, 256), frames=16, count=8):
+    """Seconds by stage and in total of `count` clips of (height, width) `size` as one batch, text to written mp4."""
+    watch = Stopwatch()
+    with watch("text"):
+        context, empty = model.encode_text([PROMPT] * count), model.encode_text([""])
+    with watch("denoise"):
+        noise = Noise(model.latent_shape(frames, *size), list(range(count)), model.device)
+        denoise = guided(model.denoise, empty, model.info.guidance if model.info.role == "teacher" else 0.0)
+        *_, step = SAMPLERS[sampler](denoise, model.schedule, noise, Conditions(context), steps)
+    with watch("decode"):
+        clips = [to_frames(model.decode(one[None], frames)) for one in step.x0]
+    with watch("write"), tempfile.TemporaryDirectory() as folder:
+        for i, clip in enumerate(clips):
+            write_mp4(Path(folder) / f"{i}.mp4", clip, model.info.fps, {})
+    return timed(watch.seconds)
+
+
+# ---- the whole bench
+
+
+TABLE_SIZES = ((256, 256), (256, 448))  # (height, width), as Table 1 of the paper has them
+
+
+def table_1(student, teacher, report, rounds=3):
+    """Table 1 of the paper on this machine: a row for each size and sampler, medians over interleaved rounds.
+
+    {"size", "clips", stage: seconds, "total", "speed_up" over 50 guided DDIM steps, "video_seconds_per_second", "share_of_peak": of the
+    machine's own matrix product while denoising}.
+    """
+    plans = {"teacher, DDIM 50": (teacher, 50, "ddim"), **{f"student, LCM {n}": (student, n, "lcm") for n in (8, 4, 2, 1)}}
+    peak, rows = matmul_peak(student.dtype), []
+    for size in TABLE_SIZES:
+        taken = {name: [] for name in plans}
+        for index in range(rounds):
+            for name, plan in plans.items():
+                report(f"{size[1]}x{size[0]}, {name}, round {index + 1} of {rounds}")
+                taken[name].append(batch_seconds(*plan, size))
+        found = {name: {stage: statistics.median(row[stage] for row in turns) for stage in turns[0]} for name, turns in taken.items()}
+        slow = found["teacher, DDIM 50"]["total"]
+        for name, seconds in found.items():
+            model, steps, _ = plans[name]
+            calls = 8 * steps * (2 if model is teacher and teacher.info.guidance else 1)
+            rows.append(
+                {"size": f"{size[1]}x{size[0]}", "clips": name}
+                | {stage: round(value, 3) for stage, value in seconds.items() if stage != "conditions"}
+                | {"speed_up": round(slow / seconds["total"], 1), "video_seconds_per_second": round(16 / seconds["total"], 1)}
+                | {"share_of_peak": round(calls * operations(model, size) / seconds["denoise"] / peak / 1e9, 2)}
+            )
+    return rows
+
+
+def operations(model, size, frames=16):
+    """Floating point operations of one call of the denoiser on one clip, as torch counts them."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    cond, x_t = Conditions(model.encode_text([PROMPT])), torch.zeros(1, *model.latent_shape(frames, *size), device=model.device)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.denoise(x_t, torch.zeros(1, dtype=torch.long, device=model.device), cond)
+    return counter.get_total_flops()
+
+
+def growth(student, report, rounds=3):
+    """How the seconds of 4 steps grow with frames and with clips at a time: {"frames": {16: 1.0, ...}, "clips": {1: 1.0, ...}}."""
+    found = {}
+    for what, plans in (("frames", {n: {"frames": n, "count": 1} for n in (16, 32, 64)}), ("clips", {n: {"count": n} for n in (1, 2, 4, 8)})):
+        report(f"growth with {what}")
+        taken = {n: [] for n in plans}
+        for _ in range(rounds):
+            for n, plan in plans.items():
+                taken[n].append(batch_seconds(student, 4, "lcm", **plan)["total"])
+        median = {n: statistics.median(values) for n, values in taken.items()}
+        found[what] = {n: round(value / median[min(median)], 2) for n, value in median.items()}
+    return found
+
+
+def table_of(rows):
+    """Rows of `table_1` as a markdown table."""
+    names = {"speed_up": "times faster", "video_seconds_per_second": "video s / s", "share_of_peak": "share of peak"}
+    lines = ["| " + " | ".join(names.get(key, key) for key in rows[0]) + " |", "|---" * len(rows[0]) + "|"]
+    return "\n".join(lines + ["| " + " | ".join(str(value) for value in row.values()) + " |" for row in rows])
+
+
+# ---- start and page
 
 
 def import_ratio():

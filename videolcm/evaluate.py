@@ -1,7 +1,8 @@
 """How well a model does what prompts say, over a file of prompts: a row of figures for each number of steps.
 
 In: a student, its teacher, prompts with their seeds. Out: rows with the judge's text match per attribute and its bootstrap error, the motion
-beside the teacher's, and a Frechet distance from rendered clips. All rows share prompts and noise. It knows nothing about pages.
+beside the teacher's, and a Frechet distance from rendered clips; a table and a plot of them. All rows share
+prompts and noise. It knows nothing about pages.
 """
 
 import json
@@ -15,6 +16,7 @@ from .judge import judge, look, text_match
 from .metrics import LOST, frechet_distance, motion, motion_ratio, optical_flow
 from .models.base import Conditions
 from .pipeline import to_frames
+from .plot import scatter
 from .sampling import SAMPLERS, Noise, guided
 from .world import ATTRIBUTES, plot, sample
 
@@ -120,3 +122,15 @@ def table(rows):
         cells += [f"{row['mean']:.3f} ± {row['error']:.3f}", f"{row['motion_ratio']:.2f}", str(row["lost"]), distance]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def plot_of(rows):
+    """{name: figures} of `evaluate` as an SVG: text match against steps, what takes more than eight and rendered clips as flat lines."""
+    series = {}
+    for name, row in rows.items():
+        way, _, steps = name.rpartition(" ")
+        if steps.isdigit() and int(steps) <= 8:
+            series.setdefault(way, []).append((int(steps), row["mean"], steps))
+        else:
+            series[name] = [(1, row["mean"], ""), (8, row["mean"], "")]
+    return scatter(series, "steps", "text match")

@@ -19,6 +19,7 @@ def evaluate_arguments(parser):
     parser.add_argument("--steps", default="1,2,4,8", metavar="LIST", help="the student's steps (default: 1,2,4,8)")
     parser.add_argument("--teacher-steps", default="50", metavar="LIST", help="the teacher's DDIM steps (default: 50)")
     parser.add_argument("--guidance", type=number, metavar="W", help="the teacher's w (default: its own)")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="also write a plot of text match against steps, an SVG")
 
 
 def run_evaluate(args):
@@ -26,7 +27,7 @@ def run_evaluate(args):
     from dataclasses import replace
 
     from . import models
-    from .evaluate import evaluate, read_prompts, table
+    from .evaluate import evaluate, plot_of, read_prompts, table
 
     rows, count = read_prompts(args.prompts), args.count
     student, teacher = models.load(args.model), models.load(args.model, role="teacher")
@@ -48,11 +49,13 @@ def run_evaluate(args):
         else:
             found[name] = figures
     tell(table(found))
+    if args.plot and args.task == "text":
+        write_text(args.plot, plot_of(found))
     return {"task": args.task, "prompts": len(rows[:count]), "rows": found}
 
 
 def bench_arguments(parser):
-    parser.add_argument("--quick", action="store_true", help="the figures of the README, about five minutes (the only kind there is yet)")
+    parser.add_argument("--quick", action="store_true", help="one clip, eight clips, start and memory alone, without Table 1 and growth")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
     parser.add_argument("--count", type=number, default=100, metavar="N", help="prompts for the text match, 0 for none (default: 100)")
 
@@ -60,25 +63,33 @@ def bench_arguments(parser):
 def run_bench(args):
     """Speed, size, and the text match of 4 steps beside the teacher's; returns the figures."""
     from . import models
-    from .bench import quick
+    from .bench import growth, quick, table_1, table_of
     from .evaluate import evaluate, read_prompts, table
     from .judge import has_judge
 
-    figures = quick(tell)
+    student, teacher = models.load("toybox"), models.load("toybox", role="teacher")
+    figures = quick(student, teacher, tell)
+    if not args.quick:
+        figures |= {"table_1": table_1(student, teacher, tell), "growth": growth(student, tell)}
+        tell(table_of(figures["table_1"]))
     if args.count and not has_judge():
         tell("Text match is left out: no judge is shipped yet.")
     elif args.count:
         rows = read_prompts(count=args.count)
-        student, teacher = models.load("toybox"), models.load("toybox", role="teacher")
         found = {name: row for name, row in evaluate(student, teacher, rows, (4,), (50,)) if row or tell(name)}
         tell(table(found))
         figures["text_match"] = {name: round(row["mean"], 3) for name, row in found.items()}
     if args.json:
-        try:
-            args.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise AppError("E_OUTPUT", given=args.json) from error
+        write_text(args.json, json.dumps(figures, indent=1) + "\n")
     return figures
+
+
+def write_text(path, text):
+    """AppError E_OUTPUT where it cannot be written."""
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise AppError("E_OUTPUT", given=path) from error
 
 
 def steps_of(text, limit):

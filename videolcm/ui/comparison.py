@@ -146,8 +146,8 @@ def wire_file(origin, controls, status):
     def fill(path):
         with refused():
             values = {**restored(path), "randomise": False}
-        again = "Press Compare" if values["task"] == "text" else f"Upload the video that it followed under {TABS[values['task']].title}, then press Compare"
-        told = messages.plain(f"These are the settings of the file. {again} to make it again.")
+        first = "" if values["task"] == "text" else "Upload the video that it followed once more. "
+        told = messages.plain(f"These are the settings of the file. {first}Press Compare to make it again.")
         return [*(values.get(name, gr.skip()) for name in names), told]
 
     origin.upload(fill, origin, [*(controls[name] for name in names), status], api_visibility="private", show_progress="hidden")

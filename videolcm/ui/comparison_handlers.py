@@ -12,11 +12,11 @@ from pathlib import Path
 import gradio as gr
 
 from videolcm.arguments import number
+from videolcm.plot import scatter
 from videolcm.ui import messages
 from videolcm.ui.engine import Loading, Waiting
 from videolcm.ui.handlers import guarded, refused, request_of
 from videolcm.ui.player import Board, made_in
-from videolcm.ui.plot import scatter
 from videolcm.ui.tabs import PARAMETERS, TABS, description, signature
 
 NAMES = (  # the page's handler's parameters after `stops`, in its order: what to compare, then what all cells share

@@ -44,7 +44,7 @@ def request_in(settings):
 
 
 def followed_in(settings):
-    """The controls' values of how a clip follows its video. KeyError or TypeError where settings are none; AppError E_TASK, E_EXTRACTOR, E_STRENGTH."""
+    """The controls' values of how a clip follows its video. KeyError or TypeError where there are none; AppError E_TASK, E_EXTRACTOR, E_STRENGTH."""
     from videolcm.conditions import EXTRACTORS
     from videolcm.models.base import TASKS
     from videolcm.pipeline import one_of, within

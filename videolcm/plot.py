@@ -20,7 +20,8 @@ def scatter(series, x_name, y_name):
         at = [(across(x, xs), up(y, ys), word) for x, y, word in sorted(row)]
         parts.append(curve(name, at, COLOURS[i % len(COLOURS)], LEFT + 130 * i))
     label = html.escape(f"{y_name} against {x_name}")
-    return f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" class="plot" style="font:12px sans-serif" viewBox="0 0 {WIDTH} {HEIGHT}"'
+    return f'{head} role="img" aria-label="{label}">{"".join(parts)}</svg>'
 
 
 def ticks(low, high):
@@ -49,7 +50,7 @@ def axes(xs, ys, x_name, y_name):
     numbers += [f'<text x="{LEFT - 6}" y="{up(y, ys) + 4:.1f}" text-anchor="end">{y:.4g}</text>' for y in ys]
     names = f'<text x="{right}" y="{HEIGHT - 6}" text-anchor="end">{html.escape(x_name)}</text>'
     names += f'<text x="{LEFT}" y="{HEIGHT - 6}">{html.escape(y_name)}</text>'
-    return f'<g class="grid">{"".join(lines)}</g>{"".join(numbers)}{names}'
+    return f'<g class="grid" stroke="#8884">{"".join(lines)}</g>{"".join(numbers)}{names}'
 
 
 def curve(name, at, colour, x):
