@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "pipeline": {"errors", "guides", "models", "sampling", "video"},
     "judge": {"errors", "checkpoint", "world"},
     "metrics": {"judge"},
-    "compare": {"conditions", "errors", "guides", "judge", "metrics", "pipeline", "world"},
+    "compare": {"conditions", "errors", "guides", "judge", "metrics", "pipeline", "students", "world"},
     "grid": {"video"},
     "depth": {"errors", "checkpoint"},
     "conditions": {"errors", "checkpoint", "depth"},

@@ -158,7 +158,7 @@ def test_a_reference_that_was_stopped_leaves_the_cells_as_they_are(models):
         ("E_STEPS", [CELLS[0], Cell("student", "lcm", 9)]),
         ("E_STEPS", [Cell("student", "lcm", 2.5)]),
         ("E_SAMPLER", [Cell("student", "euler", 2)]),
-        ("E_ROLE", [Cell("pupil", "lcm", 2)]),
+        ("E_CELL_ROLE", [Cell("pupil", "lcm", 2)]),
     ],
 )
 def test_bad_cells_are_refused_before_anything_is_made(models, code, cells):

@@ -1,5 +1,6 @@
 """The comparison without a browser: its handlers as functions, and /compare behind the page."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import gradio as gr
@@ -39,6 +40,14 @@ class Noisy(FakeModel):
 
     def denoise(self, x_t, t, cond):
         return 0.9 * super().denoise(x_t, t, cond) + 0.1 * x_t.clamp(-1, 1)
+
+
+class Named(Noisy):
+    """A model that says under which name it was loaded."""
+
+    def __init__(self, ref, role):
+        super().__init__(role)
+        self.info = replace(self.info, name=ref)
 
 
 def engine_of(delay=0.0):
@@ -93,6 +102,24 @@ def test_a_comparison_follows_a_video_and_its_file_says_how(tmp_path):
         "extractor": "canny",
         "also": False,
     }
+
+
+def test_a_student_that_was_distilled_here_is_compared_and_comes_back_from_the_file(tmp_path, monkeypatch):
+    job = "0123456789abcdef" * 2
+    (tmp_path / "jobs" / job).mkdir(parents=True)
+    for name in ("job.json", "manifest.json"):
+        (tmp_path / "jobs" / job / name).write_text("{}")
+    monkeypatch.setenv("VIDEOLCM_JOBS", str(tmp_path / "jobs"))
+    engine, stops = engine_of(), Stops()
+    engine.load = Named
+    shown = last_board(asked(engine, stops, roles=["student", "student-01234567"], steps=[1]))
+    assert [cell["name"] for cell in shown["board"]["cells"]][:2] == ["1 step, lcm", "student-01234567, 1 step, lcm"]
+    assert engine.models.keys() == {("toybox", "student"), ("student-01234567", "student"), ("toybox", "teacher")}
+    for buttons in make_files(tmp_path)(stops):
+        assert restored(buttons[0]["value"])["roles"] == ["student", "student-01234567"]
+    before, own = engine.models["student-01234567", "student"], engine.models["toybox", "student"]
+    (tmp_path / "jobs" / job / "manifest.json").write_text("{} ")  # it has learned more
+    assert engine.model("student", "student-01234567") is not before and engine.model("student") is own
 
 
 def test_files_of_a_comparison_that_is_over_do_not_replace_the_next_ones(tmp_path, monkeypatch):
@@ -173,7 +200,7 @@ def test_closing_frees_the_device():
         ("E_STEPS", {"steps": None}),
         ("E_STEPS", {"reference_steps": 101}),
         ("E_SAMPLER", {"samplers": [["lcm"]]}),
-        ("E_ROLE", {"roles": [3]}),
+        ("E_CELL_ROLE", {"roles": [3]}),
         ("E_SIZE", {"size": None}),
         ("E_GUIDANCE", {"guidance": "2 or 3"}),
         ("E_GUIDANCE", {"guidance": "31"}),

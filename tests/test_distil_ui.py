@@ -15,7 +15,7 @@ from videolcm.errors import AppError
 from videolcm.jobs import Job, Jobs
 from videolcm.ui import Engine, build_ui, launch
 from videolcm.ui import distil_messages as say
-from videolcm.ui.distil_handlers import Guard, guard_of, make_action, make_refresh, make_start
+from videolcm.ui.distil_handlers import PROMPT, Guard, guard_of, make_action, make_compare_now, make_refresh, make_start
 
 STEP = {"iteration": 1, "iterations": 4, "loss": 0.5, "lr": 1e-5, "samples_per_second": 8.0, "figures": None, "skipped": 0}
 
@@ -142,6 +142,19 @@ def test_no_jobs_and_no_right(tmp_path):
     assert len(make_refresh(Jobs(tmp_path), Guard("off"))(None, None)) == 5
 
 
+def test_compare_now_needs_a_student(tmp_path, monkeypatch):
+    jobs, job = Jobs(tmp_path), "0123456789abcdef" * 2
+    refused("E_JOB", make_compare_now(jobs, Guard()), "../x", "")
+    (tmp_path / job).mkdir()
+    (tmp_path / job / "job.json").write_text(json.dumps({"created": 0, "arguments": []}))
+    refused("E_NO_STUDENT", make_compare_now(jobs, Guard()), job, "")
+    (tmp_path / job / "manifest.json").write_text("{}")
+    tabs, roles, steps, with_reference, prompt = make_compare_now(jobs, Guard())(job, "a blue cube")
+    assert tabs["selected"] == "compare" and roles["value"] == ["student", "student-01234567"] and roles["value"][1] in roles["choices"]
+    assert (steps, with_reference, prompt) == ([1, 2, 4], True, "a blue cube")
+    assert make_compare_now(jobs, Guard())(job, "")[-1] == PROMPT
+
+
 def test_the_curve_is_thinned():
     points = say.curve([{**STEP, "iteration": i, "loss": float(i)} for i in range(1, 4001)])
     assert len(points) == say.POINTS and points[0] == (20, 10.5) and points[-1] == (4000, 3990.5)
@@ -208,6 +221,10 @@ def test_a_fine_tune_in_a_browser_survives_a_reload_and_becomes_a_model(browser,
     page.get_by_label("Prompt").fill("a red ball")
     page.get_by_role("button", name="Generate").click()
     page.get_by_text("Done in").wait_for()
+    page.get_by_role("tab", name="Distil").click()
+    page.get_by_role("button", name="Compare now").click()
+    page.locator("#compare").get_by_label(name).wait_for()
+    assert page.locator("#compare").get_by_label(name).is_checked() and page.locator("#compare").get_by_label("Prompt").input_value() == PROMPT
     assert not failed
     page.close()
 

@@ -59,7 +59,7 @@ BAD = [
     *(("E_STEPS", ["compare", PROMPT, "--steps", steps]) for steps in ("1,9", "1,x", "0", "2.5", "1;2")),
     *(("E_STEPS", ["compare", PROMPT, "--teacher-steps", steps]) for steps in ("101", "-1", "many")),
     ("E_SAMPLER", ["compare", PROMPT, "--sampler", "lcm,euler"]),
-    ("E_ROLE", ["compare", PROMPT, "--role", "pupil"]),
+    ("E_CELL_ROLE", ["compare", PROMPT, "--role", "pupil"]),
     ("E_PROMPT_EMPTY", ["compare", ""]),
     ("E_ARGUMENTS", ["compare", PROMPT, "--mask", "in.png"]),
     *(("E_OUTPUT", ["compare", PROMPT, option, "no/such/folder/file"]) for option in ("--out", "--sheet", "--gif")),

@@ -11,7 +11,7 @@ from tiny import randn
 
 from videolcm import models
 from videolcm.checkpoint import save_checkpoint, sha256_of
-from videolcm.distill import DistillConfig, write_student
+from videolcm.distill import DistillConfig, finished_student, write_student
 from videolcm.errors import AppError
 from videolcm.models.base import TASKS, Conditions
 from videolcm.pipeline import Request, generate
@@ -152,7 +152,7 @@ def run_folder(out, base, teacher):
     """A run folder as distilling leaves it, with known averaged weights, made loadable."""
     average = tiny.denoiser(21).state_dict()
     save_checkpoint(out, 3, {f"ema/{name}": value for name, value in average.items()}, {})
-    write_student(out, str(base), teacher, DistillConfig(iterations=3, skips=(20, 100)))
+    write_student(out, str(base), *finished_student(out, teacher), DistillConfig(iterations=3, skips=(20, 100)))
     return average
 
 

@@ -96,9 +96,9 @@ def test_ticks_are_few_round_and_enclose(low, high):
 
 def test_the_plot_shows_every_point_inside_it_and_escapes_words():
     drawing = ElementTree.fromstring(scatter({"a <b>": [(0.2, 30, "4"), (0.1, 20, "1")], "c": [(1, 25, "2")]}, "s & s", "dB"))
-    groups = [group for group in drawing.iter("{*}g") if group.get("class") != "grid"]
+    groups = [group for group in drawing.findall(".//{*}g") if group.get("class") != "grid"]
     dots = [(float(dot.get("cx")), float(dot.get("cy"))) for group in groups for dot in group.findall("{*}circle")[1:]]
     assert len(dots) == 3 and all(40 < x < 560 and 20 < y < 200 for x, y in dots)
     (left, low), (right, high), _ = dots
     assert left < right and low > high  # 1 step: earlier and worse, further down
-    assert "a <b>" in [text.text for text in drawing.iter("{*}text")]
+    assert "a <b>" in [text.text for text in drawing.findall(".//{*}text")]

@@ -21,14 +21,16 @@ from .train_verbs import distill_arguments, pretrain_arguments, run_distill, run
 DTYPES = ("float32", "bfloat16", "float16")
 
 
+ONE_ROLE = "student (few steps, default) or teacher (many)"
+ROLES = "student, teacher, or names of students that were distilled here, with commas (default: student)"
 ONE_COUNT = "1 to 8 with lcm and tcd (default 4), 1 to 100 with ddim (default 50)"
 
 
-def request_arguments(parser, steps=ONE_COUNT, sampler="lcm, tcd or ddim (default: what the role is made for)"):
+def request_arguments(parser, steps=ONE_COUNT, sampler="lcm, tcd or ddim (default: what the role is made for)", role=ONE_ROLE):
     """What says which clip to make; shared by the verbs that make clips. Ranges are the Request's to check."""
     parser.add_argument("prompt", metavar="PROMPT", help="what to see, 1 to 512 characters")
     parser.add_argument("--model", default="toybox", metavar="REF", help="a model's name or folder (default: toybox)")
-    parser.add_argument("--role", default="student", metavar="ROLE", help="student (few steps, default) or teacher (many)")
+    parser.add_argument("--role", default="student", metavar="ROLE", help=role)
     parser.add_argument("--task", default="text", metavar="TASK", help="text, depth, sketch or inpaint (default: text)")
     parser.add_argument("--steps", type=number, metavar="N", help=steps)
     parser.add_argument("--seed", type=number, default=0, metavar="N", help="0 to 2147483647 (default: 0)")
@@ -66,7 +68,8 @@ def run_generate(args):
 
 
 def compare_arguments(parser):
-    request_arguments(parser, "numbers of steps, with commas (default: 1,2,4,8)", "one or several with commas (default: what the role is made for)")
+    several = "one or several with commas (default: what the role is made for)"
+    request_arguments(parser, "numbers of steps, with commas (default: 1,2,4,8)", several, ROLES)
     parser.set_defaults(steps="1,2,4,8")
     parser.add_argument("--teacher-steps", type=number, default=50, metavar="N", help="DDIM steps of the reference, 0 for none (default: 50)")
     parser.add_argument("--out", type=Path, default=Path("grid.mp4"), metavar="FILE", help="the labelled mp4 to write (default: grid.mp4)")
@@ -76,15 +79,18 @@ def compare_arguments(parser):
 
 def run_compare(args):
     """Make one clip in several ways, beside the teacher's; returns the JSON object."""
-    from .compare import CellDone, CellProgress, compare, requests_of, row
+    from .compare import CellDone, CellProgress, compare, model_of, requests_of, row
     from .video import require_writable
 
-    request, notices = request_of(Namespace(**{**vars(args), "steps": None, "sampler": "lcm"}))
+    request, notices = request_of(Namespace(**{**vars(args), "steps": None, "sampler": "lcm", "role": "student"}))
     cells, reference = cells_of(args)
     roles = {cell.role for cell in requests_of(request, cells, reference)}
     for path in filter(None, (args.out, args.sheet, args.gif)):
         require_writable(path)
-    models, done = {role: load_model(Namespace(**{**vars(args), "role": role})) for role in sorted(roles)}, {}
+    models, done = {}, {}
+    for role in sorted(roles):
+        ref, kind = model_of(role, args.model)
+        models[role] = load_model(Namespace(**{**vars(args), "model": ref, "role": kind}))
     for event in compare(models, request, cells, reference):
         if isinstance(event, CellProgress):
             report(f"{event.cell}: {event.progress.stage} {event.progress.i}/{event.progress.n}")
@@ -120,8 +126,10 @@ def cells_of(args):
     from .compare import Cell
     from .pipeline import SAMPLER_OF
 
-    samplers = str(args.sampler or SAMPLER_OF[args.role]).split(",")
-    cells = [Cell(args.role, sampler, number(steps)) for sampler in samplers for steps in str(args.steps).split(",") if steps]
+    cells = []
+    for role in str(args.role).split(","):
+        samplers = str(args.sampler or SAMPLER_OF.get(role, "lcm")).split(",")
+        cells += [Cell(role, sampler, number(steps)) for sampler in samplers for steps in str(args.steps).split(",") if steps]
     return cells, None if args.teacher_steps == 0 else Cell("teacher", "ddim", args.teacher_steps)
 
 

@@ -29,6 +29,7 @@ from .metrics import (
     psnr_outside,
 )
 from .pipeline import SAMPLER_OF, Progress, Result, encode_prompt, generate, one_of, settle, told
+from .students import students
 from .world import read_prompt
 
 MAX_CELLS = 8
@@ -38,7 +39,7 @@ EDGE = 0.35  # of HED's map: what counts as a line
 
 @dataclass(frozen=True)
 class Cell:
-    """One way to make the clip: a role ("student" or "teacher"), a sampler, and its number of steps."""
+    """One way to make the clip: whose ("student", "teacher", or the name of a student that was distilled here), a sampler, its number of steps."""
 
     role: str
     sampler: str
@@ -109,14 +110,24 @@ def row(done, reference):
 
 
 def requests_of(request, cells, reference=None):
-    """{cell: Request} of the different cells, the reference last if it is none of them. AppError E_CELLS, E_ROLE, E_SAMPLER, E_STEPS."""
+    """{cell: Request} of the different cells, the reference last if it is none of them. AppError E_CELLS, E_CELL_ROLE, E_SAMPLER, E_STEPS."""
     cells = dict.fromkeys(cells)
     if not 1 <= len(cells) <= MAX_CELLS:
         raise AppError("E_CELLS", given=len(cells), limit=MAX_CELLS)
     cells |= {} if reference is None else {reference: None}
     for cell in cells:
-        one_of(cell.role, SAMPLER_OF, "E_ROLE")
+        one_of(cell.role, known_roles(), "E_CELL_ROLE")
     return {cell: replace(request, sampler=cell.sampler, steps=cell.steps) for cell in cells}
+
+
+def known_roles():
+    """Whose clips can be compared: the student's, the teacher's, and those of the students that were distilled here."""
+    return [*SAMPLER_OF, *students()]
+
+
+def model_of(role, ref):
+    """(ref, role) of models.load for a Cell's role; `ref` is the model whose student and teacher are meant."""
+    return (ref, role) if role in SAMPLER_OF else (role, "student")
 
 
 class Prepared:

@@ -6,6 +6,7 @@ It knows nothing about what the networks are, nor about sampling.
 """
 
 import copy
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -85,12 +86,25 @@ def cached_clips(folder):
     return Clips(folder, ("plain",), ("latents", "depth", "edges", "ids", "rgb"))
 
 
-def write_student(out, base, teacher, config):
-    """Makes the run folder `out` a model that the door loads: the averaged weights (theta*), and a manifest that names its base."""
+def finished_student(out, teacher):
+    """(denoiser, iteration): the averaged weights (theta*) of the newest checkpoint of the run in `out`."""
     net = copy.deepcopy(teacher.denoiser)
-    net.load_state_dict(averaged_weights(out)[1])
+    iteration, weights = averaged_weights(out)
+    net.load_state_dict(weights)
+    return net, iteration
+
+
+def write_student(out, base, net, iteration, config):
+    """Makes the run folder `out` a model that the door loads: the denoiser `net` after so many iterations, and a manifest that names its base."""
     entry = write_network(Path(out) / "student.safetensors", net)
-    write_json(Path(out) / "manifest.json", {"base": base, "files": {"student": entry}, "distilled": asdict(config)})
+    distilled = {"iteration": iteration, **asdict(config)}
+    write_json(Path(out) / "manifest.json", {"base": base, "files": {"student": entry}, "distilled": distilled})
+
+
+def student_iteration(out):
+    """After how many iterations the student that lies in `out` was written; None where there is none."""
+    path = Path(out) / "manifest.json"
+    return json.loads(path.read_text(encoding="utf-8"))["distilled"]["iteration"] if path.exists() else None
 
 
 def consistency_loss(student, target, teacher, schedule, x0, cond, null, w, generator, skip=20, c=1e-3, share_last=0.0):

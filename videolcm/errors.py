@@ -37,6 +37,8 @@ CATALOGUE = {  # code: (what is wrong, what to do)
         "The model folder {folder} lacks a usable {given}.",
         "Put text_encoder, tokenizer and vae of Stable Diffusion 2.1 (diffusers' layout, safetensors) into it.",
     ),
+    "E_CELL_ROLE": ("There is nothing called {given} to compare.", "Choose of: {known}."),
+    "E_NO_STUDENT": ("The fine-tune {given} has no student yet.", "Wait for its first previews, about a minute, then try again."),
     "E_ROLE_MODEL": ("The model {model} is a {role}.", "Load it with --role {role}; if the name misled convert, convert again with --role."),
     "E_NOT_CHECKPOINT": ("The file {given} is not a checkpoint that can be read safely.", "Give an official .pth of VideoLCM or TF-T2V."),
     "E_NOT_VGEN": ("The tensors are not a VideoLCM or TF-T2V network: {detail} is missing.", "Give an official .pth of VideoLCM or TF-T2V."),

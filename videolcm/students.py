@@ -8,6 +8,7 @@ import os
 import re
 from pathlib import Path
 
+NAME = "student-"  # what the name of every student begins with
 JOB_ID = re.compile("[0-9a-f]{32}")
 
 
@@ -22,6 +23,11 @@ def job_folders(folder):
 
 
 def students(folder=None):
-    """{name: folder} of every student that a job has finished."""
+    """{name: folder} of every student that a job has written, at its previews or its end."""
     found = job_folders(folder or jobs_folder())
-    return {f"student-{job[:8]}": path for job, path in found.items() if (path / "manifest.json").is_file()}
+    return {name_of(job): path for job, path in found.items() if (path / "manifest.json").is_file()}
+
+
+def name_of(job):
+    """The name of the student of the job with this id."""
+    return NAME + job[:8]

@@ -93,14 +93,14 @@ def distil(args, worker):
     """`run_distill` for a worker, who may be told to stop between two iterations: with the student if it is for good, without to go on later."""
     set_threads(args.threads)
     from . import models
-    from .distill import write_student
+    from .distill import finished_student, write_student
 
     teacher = models.load(args.teacher, role="teacher", device=args.device, dtype=args.dtype)
     config, reached = config_of(knobs_of(args), teacher), {}
     if not worker.wish:
         reached = train_student(args, teacher, config, worker)
     if worker.wish in (None, "cancel"):
-        write_student(args.out, args.teacher, teacher, config)
+        write_student(args.out, args.teacher, *finished_student(args.out, teacher), config)
     return reached | {"folder": str(args.out)}
 
 
@@ -123,18 +123,25 @@ def config_of(knobs, teacher):
 
 def train_student(args, teacher, config, worker):
     """The training itself, between clips that others make; returns what `train_and_report` does, {} if only the student was still missing."""
-    from .distill import distill_stage
+    from .distill import distill_stage, student_iteration, write_student
     from .lease import Lease
     from .previews import Previews
     from .students import jobs_folder
 
     stage, turn = distill_stage(teacher, clips_of(args, teacher, worker), config), Lease(jobs_folder()).turn
     if args.preview_every:
-        stage = replace(stage, validate=Previews(teacher, turn), validate_every=config.iterations, validate_seconds=args.preview_every)
+        previews = Previews(teacher, turn)
+
+        def validate(net, out, iteration):
+            """What is learned so far is a model of the page too."""
+            write_student(out, args.teacher, net, iteration, config)
+            return previews(net, out, iteration)
+
+        stage = replace(stage, validate=validate, validate_every=config.iterations, validate_seconds=args.preview_every)
     try:
         return train_and_report(stage, args.out, args, worker, turn=turn, save_seconds=between(args.save_every, "save-every", 0, 1e6))
     except AppError as error:
-        if error.code != "E_DONE" or (args.out / "manifest.json").exists():
+        if error.code != "E_DONE" or student_iteration(args.out) == config.iterations:
             raise
         return {}
 

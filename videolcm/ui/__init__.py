@@ -31,12 +31,12 @@ def build_ui(engine, folder=None, distilling=None):
     folder = folder or tempfile.mkdtemp(prefix="videolcm-")
     with gr.Blocks(title="VideoLCM", analytics_enabled=False, delete_cache=KEEP) as page:
         gr.Markdown(TITLE, elem_id="title")
-        with gr.Tabs():
+        with gr.Tabs() as tabs:
             for tab in TABS.values():
                 build_tab(tab, engine, folder)
-            build_comparison(engine, folder)
+            compared = build_comparison(engine, folder)
             if distilling:
-                distil.build_distil(*distilling)
+                distil.build_distil(*distilling, tabs, compared)
     return page.queue(max_size=MAX_WAITING)
 
 

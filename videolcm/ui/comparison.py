@@ -6,6 +6,7 @@ or clips; what is in range is the Request's to say.
 
 import gradio as gr
 
+from videolcm.students import students
 from videolcm.ui import messages
 from videolcm.ui.comparison_handlers import COMPARED, FILES, NAMES, OUTPUTS, Stops, make_compare, make_comparison, make_files
 from videolcm.ui.handlers import extractor_choices, refused
@@ -16,6 +17,7 @@ from videolcm.ui.tab import FITS, MAX_PROMPT, MAX_STEPS, ROLL, SIZES
 from videolcm.ui.tabs import PARAMETERS, REQUIRED, TABS
 
 SAMPLERS = (("LCM", "lcm"), ("TCD", "tcd"), ("DDIM", "ddim"))
+OWN_ROLES = ("student", "teacher")
 LEGEND = """*Seconds*: prompt + steps + decoding; cells with one text encoder read the prompt once. *Distance*, *PSNR* and *motion kept* are
 beside the reference; without one, *motion* is in pixels per frame. *Flicker*: how many of 255 levels a pixel changes on its way to the next frame."""
 NUMBERS = ("seed", "gamma", "teacher_steps", "frames", "strength", "grow", "feather", "start")  # of the API's arguments
@@ -24,8 +26,8 @@ DEVICE = {"concurrency_id": "device", "concurrency_limit": 1}
 
 
 def build_comparison(engine, folder):
-    """The tab's components and events."""
-    with gr.Tab("Compare", id="compare", elem_id="compare"):
+    """The tab's components and events; returns its controls by name."""
+    with gr.Tab("Compare", id="compare", elem_id="compare") as pane:
         stops = gr.State(Stops())
         controls = build_controls()
         status = gr.HTML(messages.plain("Ready when you are."), elem_classes="status")
@@ -39,6 +41,8 @@ def build_comparison(engine, folder):
     outputs = [{"board": board, "status": status, "plot": plot, **files}[name] for name in OUTPUTS]
     wire(controls, examples, stops, outputs, make_comparison(engine, folder), make_files(folder))
     wire_file(files["origin"], controls, status)
+    pane.select(lambda: gr.update(choices=[*OWN_ROLES, *students()]), None, controls["roles"], **QUIET)
+    return controls
 
 
 def build_controls():
@@ -51,7 +55,7 @@ def build_controls():
     with gr.Row(equal_height=True, elem_classes="ways"):
         steps = gr.CheckboxGroup(list(range(1, MAX_STEPS + 1)), value=[1, 2, 4, 8], label="Steps", scale=20, min_width=260)
         samplers = gr.CheckboxGroup(SAMPLERS, value=["lcm"], label="Samplers", scale=11, min_width=180)
-        roles = gr.CheckboxGroup(["student", "teacher"], value=["student"], label="Models", scale=9, min_width=180)
+        roles = gr.CheckboxGroup(OWN_ROLES, value=["student"], label="Models", scale=9, min_width=180)
     with gr.Row(equal_height=True):
         info = "All cells are measured against it. It takes longer than all of them together."
         with gr.Column(scale=20, min_width=300):

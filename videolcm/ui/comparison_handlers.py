@@ -60,13 +60,13 @@ class Stops(set):
 
 
 def cells_of(roles, samplers, counts):
-    """Every role with every sampler and number of steps, each a list or a text with commas. AppError E_ROLE, E_SAMPLER, E_STEPS."""
-    from videolcm.compare import Cell
-    from videolcm.pipeline import SAMPLER_OF, SAMPLERS, checked_steps, one_of
+    """Every role with every sampler and number of steps, each a list or a text with commas. AppError E_CELL_ROLE, E_SAMPLER, E_STEPS."""
+    from videolcm.compare import Cell, known_roles
+    from videolcm.pipeline import SAMPLERS, checked_steps, one_of
 
     cells = []
     for role in listed(roles):
-        one_of(role, SAMPLER_OF, "E_ROLE")
+        one_of(role, known_roles(), "E_CELL_ROLE")
         for sampler in listed(samplers):
             one_of(sampler, SAMPLERS, "E_SAMPLER")
             steps = {checked_steps(count if count is not None else "none", sampler) for count in listed(counts)}

@@ -8,7 +8,7 @@ import gradio as gr
 
 from videolcm.jobs import CONDITIONS, PRESETS, Knobs
 from videolcm.ui import distil_messages as say
-from videolcm.ui.distil_handlers import ACTIONS, make_action, make_refresh, make_start
+from videolcm.ui.distil_handlers import ACTIONS, make_action, make_compare_now, make_refresh, make_start
 
 QUIET = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
 SECONDS = 2  # between two looks at the jobs
@@ -22,8 +22,8 @@ STYLE = """
 """
 
 
-def build_distil(jobs, guard, teachers):
-    """The tab's components and events; where the guard is off, one sentence why."""
+def build_distil(jobs, guard, teachers, tabs, compared):
+    """The tab's components and events; where the guard is off, one sentence why. `compared`: the comparison's controls, in one of `tabs`."""
     with gr.Tab("Distil", id="distill"):
         if guard.off:
             gr.Markdown(f"Distilling is off here: {guard.off}. It runs on a machine of your own: `python app.py`.")
@@ -33,7 +33,10 @@ def build_distil(jobs, guard, teachers):
                 knobs, start = build_knobs(guard, teachers)
             with gr.Column(scale=6, min_width=320):
                 outputs, buttons = build_progress()
+                compare = gr.Button("Compare now: before, this student, the teacher", size="sm")
         wire(jobs, guard, teachers, knobs, start, outputs, buttons)
+        filled = [compared[name] for name in ("roles", "steps", "with_reference", "prompt")]
+        compare.click(make_compare_now(jobs, guard), [outputs[0], compared["prompt"]], [tabs, *filled], **QUIET)
 
 
 def build_knobs(guard, teachers):

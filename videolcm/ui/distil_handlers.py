@@ -12,10 +12,13 @@ import gradio as gr
 
 from videolcm.errors import AppError
 from videolcm.jobs import PRESETS, Knobs
+from videolcm.students import name_of, students
 from videolcm.ui import distil_messages as say
+from videolcm.ui.tabs import TABS
 
 log = logging.getLogger(__name__)
 
+PROMPT = TABS["text"].placeholder
 ACTIONS = ("pause", "resume", "cancel", "delete")
 
 
@@ -137,6 +140,23 @@ def make_action(jobs, guard, action):
 
     act.__name__ = act.__qualname__ = f"{action}_distillation"
     return act
+
+
+def make_compare_now(jobs, guard):
+    """The handler that opens the comparison with the shipped student, the chosen fine-tune's and the teacher: updates of the tabs and of its
+    controls roles, steps, with_reference, prompt. AppError E_JOB, E_NO_STUDENT."""
+
+    def compare_now(id, prompt):
+        def run():
+            name, here = name_of(jobs.get(id).id), students(jobs.folder)
+            if guard.off or name not in here:
+                raise AppError("E_NO_STUDENT", given=name)
+            roles = gr.update(choices=["student", "teacher", *here], value=["student", name])
+            return gr.update(selected="compare"), roles, [1, 2, 4], True, prompt or PROMPT
+
+        return refusing(run)
+
+    return compare_now
 
 
 def make_refresh(jobs, guard):

@@ -12,10 +12,11 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from videolcm.errors import AppError
+from videolcm.students import students
 
 POLL = 0.1  # seconds between two looks at a busy device
 PATIENCE = 600  # seconds until a waiting job gives up
-FOREIGN = 2  # other models than the engine's own that stay loaded
+FOREIGN = 3  # other models than the engine's own that stay loaded
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,15 @@ class Loading:
     ref: str
 
 
+def stamp(ref):
+    """When a student that was distilled here was written last: one in training is written again and again. None for other models."""
+    folder = students().get(ref)
+    try:
+        return folder and (folder / "manifest.json").stat().st_mtime_ns
+    except OSError:  # deleted meanwhile
+        return None
+
+
 def load_model(ref, role):
     """The door, imported late: it brings torch with it."""
     from videolcm import models
@@ -47,13 +57,14 @@ class Engine:
 
     def __init__(self, ref="toybox", load=load_model, patience=PATIENCE, lease=None):
         self.ref, self.load, self.patience, self.lease = ref, load, patience, lease
-        self.models, self.loading, self.device = {}, threading.Lock(), threading.Lock()
+        self.models, self.stamps, self.loading, self.device = {}, {}, threading.Lock(), threading.Lock()
 
     def model(self, role, ref=None):
         """The model, loaded if it was not yet; callers that come meanwhile wait and share it. AppError as `models.load`."""
         key = (ref or self.ref, role)
         with self.loading:
-            if key not in self.models:
+            if key not in self.models or self.stamps[key] != stamp(key[0]):
+                self.stamps[key] = stamp(key[0])
                 self.models[key] = self.load(*key)
                 self.forget(key)
             return self.models[key]
@@ -76,14 +87,14 @@ class Engine:
 
     def compare(self, request, cells, reference, stopped):
         """Make one clip in several ways under one lease: as `run`, but yields what `compare.compare` does. AppError as there."""
-        from videolcm.compare import compare, requests_of
+        from videolcm.compare import compare, model_of, requests_of
 
-        roles = dict.fromkeys(cell.role for cell in requests_of(request, cells, reference))
+        keys = {cell.role: model_of(cell.role, self.ref) for cell in requests_of(request, cells, reference)}
 
         def make(models):
-            return compare({role: model for (_, role), model in models.items()}, request, cells, reference, stopped)
+            return compare({role: models[ref, kind] for role, (ref, kind) in keys.items()}, request, cells, reference, stopped)
 
-        yield from self.leased(tuple((self.ref, role) for role in roles), make)
+        yield from self.leased(tuple(keys.values()), make)
 
     def leased(self, keys, make):
         """What `make({(ref, role): model})` yields, while the device is this job's alone."""

@@ -7,6 +7,7 @@ It knows nothing about components or how clips are made.
 from pathlib import Path
 
 from videolcm.errors import AppError
+from videolcm.students import NAME, students
 from videolcm.ui.tab import MAX_STEPS
 
 ASKED = ("prompt", "steps", "seed", "frames", "height", "width", "sampler", "guidance", "gamma")  # of a Request, what a file's settings say
@@ -24,7 +25,7 @@ def restored(path):
     try:
         settings = read_settings(path)
         cells = settings.get("cells", [settings])
-        pairs = [(request_in(cell), cell["role"]) for cell in cells]
+        pairs = [(request_in(cell), role_in(cell)) for cell in cells]
         followed = followed_in(cells[0]) if cells else {}
     except AppError as error:
         raise AppError(error.code, given=name) if error.code in ("E_INPUT", "E_NO_SETTINGS") else error from None
@@ -36,11 +37,22 @@ def restored(path):
 
 
 def request_in(settings):
-    """The Request that a file's settings describe but for what it follows. KeyError or TypeError where they are none; AppError as Request, E_ROLE."""
-    from videolcm.pipeline import SAMPLER_OF, Request, one_of
+    """The Request that a file's settings describe but for what it follows. KeyError or TypeError where they are none; AppError as Request."""
+    from videolcm.pipeline import Request
+
+    return Request(**{name: settings[name] for name in ASKED})
+
+
+def role_in(settings):
+    """Whose clip it was, as a Cell has it. KeyError; AppError E_ROLE, and E_MODEL for a student that is no longer here."""
+    from videolcm.pipeline import SAMPLER_OF, one_of
 
     one_of(settings["role"], SAMPLER_OF, "E_ROLE")
-    return Request(**{name: settings[name] for name in ASKED})
+    name = settings.get("model")
+    if not str(name).startswith(NAME):
+        return settings["role"]
+    one_of(name, students(), "E_MODEL")
+    return name
 
 
 def followed_in(settings):
