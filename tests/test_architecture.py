@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-CORE = {"errors", "schedule", "sampling", "checkpoint", "optim", "render", "world", "video", "footage", "conditions", "masks", "guides"}
+CORE = {"errors", "schedule", "sampling", "checkpoint", "optim", "render", "scenery", "world", "video", "footage", "conditions", "masks", "guides"}
 CORE |= {"training", "data", "distill", "pipeline", "judge", "metrics", "compare", "uploads", "jobs", "lease"}
 MAY_IMPORT = {
     "errors": set(),
@@ -19,8 +19,9 @@ MAY_IMPORT = {
     "footage": {"errors", "video"},
     "optim": set(),
     "solids": set(),
-    "render": {"errors", "solids"},
-    "world": {"errors", "render", "solids"},
+    "scenery": set(),
+    "render": {"errors", "scenery", "solids"},
+    "world": {"errors", "render", "scenery", "solids"},
     "training": {"errors", "checkpoint", "optim"},
     "data": {"errors", "world", "video", "models"},
     "distill": {"errors", "models", "data", "schedule", "checkpoint", "training"},
@@ -33,7 +34,7 @@ MAY_IMPORT = {
     "metrics": {"judge"},
     "compare": {"conditions", "errors", "guides", "judge", "metrics", "pipeline", "students", "world"},
     "grid": {"video"},
-    "depth": {"errors", "checkpoint"},
+    "depth": {"errors", "checkpoint", "models"},
     "conditions": {"errors", "checkpoint", "depth"},
     "masks": {"errors"},
     "guides": {"conditions", "masks"},

@@ -7,7 +7,8 @@ from tiny import CODEC, DENOISER, TEXT, codec, denoiser, randn, text, toybox
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from videolcm.models.base import Conditions
-from videolcm.models.toybox import Codec, Denoiser, TextEncoder, Toybox, build, config_of
+from videolcm.models.codec import Codec
+from videolcm.models.toybox import Denoiser, TextEncoder, Toybox, build, config_of
 from videolcm.pretrain import fit_transform
 from videolcm.sampling import Noise, guided, sample_lcm
 from videolcm.schedule import Schedule

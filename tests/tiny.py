@@ -5,7 +5,8 @@ from safetensors.torch import save_file
 
 from videolcm.data import Clips, latent_path
 from videolcm.models.base import ModelInfo
-from videolcm.models.toybox import Codec, CodecConfig, Denoiser, DenoiserConfig, TextConfig, TextEncoder, Toybox
+from videolcm.models.codec import Codec, CodecConfig
+from videolcm.models.toybox import Denoiser, DenoiserConfig, TextConfig, TextEncoder, Toybox
 from videolcm.shipping import ship
 from videolcm.world import plot
 

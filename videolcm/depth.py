@@ -14,23 +14,12 @@ from torch import nn
 
 from .checkpoint import read_weights
 from .errors import AppError
+from .models.codec import Residual
 
 FOLDER = Path(__file__).resolve().parents[1] / "assets" / "toybox"
 CELL = 4  # pixels per cell of the output
 GRAIN = 32  # height and width are multiples of it
 WIDTHS = (40, 80, 112, 112)  # at 1/4, 1/8, 1/16 and 1/32 of the picture
-
-
-class Residual(nn.Module):
-    """x + conv(silu(conv(silu(x)))), without normalisation."""
-
-    def __init__(self, width):
-        super().__init__()
-        self.conv1, self.conv2 = nn.Conv2d(width, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)
-        nn.init.normal_(self.conv2.weight, std=0.01)
-
-    def forward(self, x):
-        return x + self.conv2(F.silu(self.conv1(F.silu(x))))
 
 
 class DepthNet(nn.Module):

@@ -18,7 +18,8 @@ from .depth import DepthNet, depth_network
 from .errors import AppError
 from .judge import Judge, judge
 from .models import ASSETS, network, pick_dtype, read_manifest
-from .models.toybox import SPACE, TIME, Codec, Denoiser, DenoiserConfig, TextConfig, TextEncoder, blocks
+from .models.codec import SPACE, TIME, Codec, blocks
+from .models.toybox import Denoiser, DenoiserConfig, TextConfig, TextEncoder
 from .pretrain_depth import depth_stage
 from .schedule import Schedule
 from .shipping import sheet, ship

@@ -10,7 +10,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from .render import FLOORS, FPS, SKIES, Camera, Clip, Scene, render
+from .render import FPS, Camera, Clip, Scene, render
+from .scenery import FLOORS, SKIES
 from .solids import SHAPES, Solid
 
 COLOURS = {  # linear RGB

@@ -1,8 +1,7 @@
-"""The embedded networks: codec, text encoder and space-time denoiser with its condition maps; small enough for two processor cores.
+"""The embedded networks: text encoder and space-time denoiser with its condition maps; small enough for two processor cores.
 
-In: pixels, words, latents, maps, a timestep. Out: latents, context, v. `Toybox` puts them behind the face of models.base. It knows
-nothing about training or sampling. Latents compress time by 4 and space by 16; no network holds a table of positions in
-space or time, so other sizes and lengths work.
+In: words, latents, maps, a timestep. Out: context, x0. `Toybox` puts them and the codec (codec.py) behind the face of models.base. It knows
+nothing about training or sampling. No network holds a table of positions in space or time, so other sizes and lengths work.
 """
 
 import math
@@ -16,143 +15,10 @@ from torch import nn
 from ..checkpoint import write_weights
 from ..schedule import Schedule
 from .base import VideoModel
+from .codec import SPACE, TIME, Codec, CodecConfig, Mix, channels_last
 
-TIME, SPACE, MAPS = 4, 16, 4  # frames per latent frame, pixels per latent, map cells per latent
+MAPS = 4  # map cells per latent
 TOKEN = re.compile(r"[a-z]+")
-
-
-# ---- codec
-
-
-@dataclass(frozen=True)
-class CodecConfig:
-    latent: int = 48
-    widths: tuple[int, ...] = (192, 96, 32)  # at 1/16 and a quarter of the frames, 1/8 and half of them, 1/4 and all
-    blocks: tuple[int, ...] = (2, 1, 1)
-
-
-class Codec(nn.Module):
-    """Pixels (B, 3, F, H, W), F a multiple of 4, <-> latents (B, 48, F/4, H/16, W/16), of unit variance on average.
-
-    The encoder is linear: the first components of blocks of 4 frames of 16x16 pixels (a Karhunen-Loeve transform), each divided by the square
-    root of its deviation. So the strongest latents are what matters most to the picture, which a denoiser then learns first. The decoder is the
-    inverse transform plus what a network has learned to add.
-    """
-
-    def __init__(self, config=CodecConfig()):
-        super().__init__()
-        self.config = config
-        self.register_buffer("mean", torch.zeros(BLOCK))
-        self.register_buffer("basis", torch.eye(config.latent, BLOCK))  # orthonormal rows
-        self.register_buffer("scale", torch.ones(config.latent))
-        self.decoder = Decoder(config)
-
-    def encode(self, pixels):
-        x = F.linear(blocks(pixels) - self.mean, self.basis) / self.scale  # (B, f, h, w, 48)
-        return x.movedim(-1, 1)
-
-    def decode(self, latents):
-        return self.linear(latents) + self.decoder(latents)
-
-    def linear(self, latents):
-        """The inverse transform alone: pixels (B, 3, F, H, W)."""
-        return pictures(latents.movedim(1, -1) * self.scale @ self.basis + self.mean)
-
-    def preview(self, latents, factor=8):
-        """latents (B, 48, f, h, w) -> pixels (B, 3, F, H / factor, W / factor) by one small linear map."""
-        side = SPACE // factor
-
-        def smaller(x):  # (..., 3072) -> (..., 3 * 4 * side * side)
-            return x.unflatten(-1, (3 * TIME, side, factor, side, factor)).mean((-3, -1)).flatten(-3)
-
-        return pictures(latents.movedim(1, -1) * self.scale @ smaller(self.basis) + smaller(self.mean), side)
-
-
-BLOCK = 3 * TIME * SPACE * SPACE
-
-
-def blocks(pixels):
-    """Pixels (B, 3, F, H, W) -> (B, f, h, w, 3072): blocks of 4 frames of 16x16."""
-    x = pixels.unflatten(4, (-1, SPACE)).unflatten(3, (-1, SPACE)).unflatten(2, (-1, TIME))  # (B, 3, f, 4, h, 16, w, 16)
-    return x.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4)
-
-
-def pictures(x, side=SPACE):
-    """Blocks (B, f, h, w, 3 * 4 * side * side) -> pixels (B, 3, 4 f, side h, side w)."""
-    x = x.unflatten(4, (3, TIME, side, side)).permute(0, 4, 1, 5, 2, 6, 3, 7)  # (B, 3, f, 4, h, side, w, side)
-    return x.flatten(6, 7).flatten(4, 5).flatten(2, 3)
-
-
-class Decoder(nn.Module):
-    """Latents (B, 48, f, h, w) -> pixels (B, 3, 4 f, 16 h, 16 w), zero before it is trained.
-
-    Most of the work is done where there are a quarter of the frames.
-    """
-
-    def __init__(self, config):
-        super().__init__()
-        (a, b, c), d = config.widths, config.blocks
-        self.enter = nn.Conv2d(config.latent, a, 3, padding=1)
-        self.low, self.middle, self.high = (nn.Sequential(*(Residual(width) for _ in range(n))) for width, n in zip((a, b, c), d, strict=True))
-        self.mix = nn.ModuleList((Mix(a), Mix(b)))
-        self.up = nn.ModuleList((Up(a, b), Up(b, c)))
-        self.leave = nn.Conv2d(c, 48, 3, padding=1)
-        nn.init.zeros_(self.leave.weight), nn.init.zeros_(self.leave.bias)
-
-    def forward(self, latents):
-        batch, _, f = latents.shape[:3]
-        x = self.enter(channels_last(latents.transpose(1, 2).flatten(0, 1)))
-        x = self.up[0](self.low(self.mix[0](x, f)))
-        x = self.up[1](self.middle(self.mix[1](x, 2 * f)))
-        x = F.pixel_shuffle(self.leave(F.silu(self.high(x))), 4)  # (B 4f, 3, H, W)
-        return x.unflatten(0, (batch, -1)).transpose(1, 2)
-
-
-class Residual(nn.Module):
-    """x + conv(silu(conv(silu(x)))), without normalisation."""
-
-    def __init__(self, width):
-        super().__init__()
-        self.conv1, self.conv2 = nn.Conv2d(width, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)
-        nn.init.normal_(self.conv2.weight, std=0.01)
-
-    def forward(self, x):
-        return x + self.conv2(F.silu(self.conv1(F.silu(x))))
-
-
-class Up(nn.Module):
-    """Twice the size and twice the frames, `a` channels to `b`; the shortcut repeats channels and unfolds them (DC-AE, arXiv 2410.10733).
-
-    x: (B f, a, h, w).
-    """
-
-    def __init__(self, a, b):
-        super().__init__()
-        self.repeat = -(-8 * b // a)
-        self.conv = nn.Conv2d(a, 8 * b, 3, padding=1)
-
-    def forward(self, x):
-        x = self.conv(x) + x.repeat_interleave(self.repeat, 1)[:, : self.conv.out_channels]
-        return channels_last(F.pixel_shuffle(x.unflatten(1, (2, -1)).flatten(0, 1), 2))
-
-
-class Mix(nn.Module):
-    """x + a convolution over three neighbouring frames, zero at the start. x: (B F, C, h, w)."""
-
-    def __init__(self, width):
-        super().__init__()
-        self.conv = nn.Conv2d(3 * width, width, 1)
-        nn.init.zeros_(self.conv.weight), nn.init.zeros_(self.conv.bias)
-
-    def forward(self, x, frames):
-        clip = F.silu(x).unflatten(0, (-1, frames))  # (B, F, C, h, w)
-        before = torch.cat([clip[:, :1], clip[:, :-1]], 1)
-        after = torch.cat([clip[:, 1:], clip[:, -1:]], 1)
-        return x + self.conv(torch.cat([before, clip, after], 2).flatten(0, 1))
-
-
-def channels_last(x):
-    return x.contiguous(memory_format=torch.channels_last)
 
 
 # ---- text
