@@ -55,7 +55,9 @@ def run_evaluate(args):
 
 
 def bench_arguments(parser):
-    parser.add_argument("--quick", action="store_true", help="one clip, eight clips, start and memory alone, without Table 1 and growth")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--quick", action="store_true", help="one clip, eight clips, start and memory alone, without Table 1 and growth")
+    kind.add_argument("--full", action="store_true", help="everything (the default)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
     parser.add_argument("--count", type=number, default=100, metavar="N", help="prompts for the text match, 0 for none (default: 100)")
 
