@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 CORE = {"errors", "schedule", "sampling", "checkpoint", "optim", "render", "scenery", "world", "video", "footage", "conditions", "masks", "guides"}
-CORE |= {"training", "data", "distill", "pipeline", "judge", "metrics", "compare", "uploads", "jobs", "lease"}
+CORE |= {"training", "data", "distill", "pipeline", "judge", "metrics", "compare", "uploads", "jobs", "lease", "own_files", "own_clips"}
 MAY_IMPORT = {
     "errors": set(),
     "schedule": {"errors"},
@@ -24,10 +24,12 @@ MAY_IMPORT = {
     "world": {"errors", "render", "scenery", "solids"},
     "training": {"errors", "checkpoint", "optim"},
     "data": {"errors", "world", "video", "models"},
+    "own_files": {"errors", "footage"},
+    "own_clips": {"checkpoint", "conditions", "data", "depth", "errors", "footage", "own_files"},
     "distill": {"errors", "models", "data", "schedule", "checkpoint", "training"},
     "students": set(),
     "lease": set(),
-    "jobs": {"errors", "arguments", "checkpoint", "students"},
+    "jobs": {"errors", "arguments", "checkpoint", "own_files", "students"},
     "previews": {"errors", "pipeline"},
     "pipeline": {"errors", "guides", "models", "sampling", "video"},
     "judge": {"errors", "checkpoint", "world"},

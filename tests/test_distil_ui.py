@@ -26,7 +26,7 @@ class Listed:
     def __init__(self):
         self.told = []
 
-    def start(self, knobs, teacher):
+    def start(self, knobs, teacher, clips=()):
         self.told.append((knobs, teacher))
         return "0" * 32
 

@@ -132,6 +132,10 @@ class Clips:
     def __len__(self):
         return len(self.plots)
 
+    def draw(self, count, g):
+        """Indices (count,) of a batch."""
+        return torch.randint(len(self), (count,), generator=g)
+
     def caption(self, index, rng):
         """New words for clip `index`; `rng` is numpy's."""
         told = self.plots[index]

@@ -43,7 +43,7 @@ def distill_stage(teacher, clips, config):
 
     def loss(net, target, iteration):
         g, rng = generator(51 + config.seed, iteration), np.random.default_rng((51 + config.seed, iteration))
-        chosen = torch.randint(len(clips), (config.batch,), generator=g)
+        chosen = clips.draw(config.batch, g)
         drop_text = 0.0 if "text" in config.conditions else 1.0
         cond = conditions(clips, chosen, teacher.encode_text, g, rng, drop_text, kept=config.conditions).map(lambda value: value.to(teacher.device))
         x0 = clips.arrays["latents"][chosen].float().to(teacher.device)

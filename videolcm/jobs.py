@@ -53,13 +53,14 @@ class Knobs:
     clips: int = 600
     conditions: str = "text,depth,sketch,masked"
     preview_every: float | None = 60
+    images: float | None = None  # share of pictures in a batch of own clips
 
     def __post_init__(self):
         for name in ("iterations", "batch", "clips"):
             object.__setattr__(self, name, positive(getattr(self, name), name))
         for name, low, high in (("ema", 0, 1), ("huber", 0, 10), ("seed", 0, 2**31 - 1)):
             between(getattr(self, name), name, low, high)
-        for name, low, high in (("lr", 0, 1), ("guidance", 0, 30), ("minutes", 0, 1e6), ("preview_every", 0, 1e6)):
+        for name, low, high in (("lr", 0, 1), ("guidance", 0, 30), ("minutes", 0, 1e6), ("preview_every", 0, 1e6), ("images", 0, 1)):
             if getattr(self, name) is not None:
                 between(getattr(self, name), name, low, high)
         object.__setattr__(self, "seed", int(self.seed))
@@ -142,16 +143,32 @@ class Jobs:
             except Timeout:
                 return True
 
-    def start(self, knobs, teacher="toybox"):
-        """A new job; its id. It waits for those before it."""
+    def start(self, knobs, teacher="toybox", clips=()):
+        """A new job; its id. It waits for those before it. `clips`: pairs (path, caption) to train on, which it keeps copies of.
+
+        AppError E_INPUT, E_DISK where they cannot be copied.
+        """
         from .checkpoint import write_json
 
-        folder = self.folder / uuid4().hex
+        folder, data = self.folder / uuid4().hex, self.data
         folder.mkdir(parents=True)
-        arguments = ["--teacher", teacher, "--data", self.data, *knobs.arguments()]
+        if clips:
+            data = str(folder / "clips")
+            self.copy(clips, folder)
+        arguments = ["--teacher", teacher, "--data", data, *knobs.arguments()]
         write_json(folder / "job.json", {"created": time.time(), "arguments": arguments})
         self.spawn(folder, arguments)
         return folder.name
+
+    def copy(self, clips, folder):
+        """`clips` into a new job's folder, or nothing and no folder."""
+        from .own_files import lay_out
+
+        try:
+            lay_out(folder / "clips", clips)
+        except AppError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
 
     def pause(self, id):
         """Stop with a checkpoint. AppError E_JOB_STATE unless it is going."""

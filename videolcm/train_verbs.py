@@ -12,10 +12,12 @@ from pathlib import Path
 
 from .arguments import between, number, positive, skips_of
 from .errors import AppError
-from .jobs import Knobs, Worker, conditions_of, work
+from .jobs import Knobs, Worker, conditions_of, note, work
 
 STAGES = ("data", "codec", "latents", "text", "backdrop", "teacher", "judge", "depth", "ship")
 REPORT_SECONDS = 10
+CACHE = Path("runs/data")  # rendered clips, and in `own` what was made of other people's
+SHOWN = 8  # skipped files that the page names
 
 
 def pretrain_arguments(parser):
@@ -55,8 +57,13 @@ def run_pretrain(args):
 def distill_arguments(parser):
     parser.add_argument("--teacher", default="toybox", metavar="REF", help="the model to distil (default: toybox)")
     parser.add_argument(
-        "--data", default="toybox", metavar="NAME", help="toybox: rendered clips, made first where missing; or a folder of cached ones"
+        "--data",
+        default="toybox",
+        metavar="NAME",
+        help="toybox: rendered clips, made first where missing; or a folder of your own: videos and pictures with NAME.txt beside them, "
+        ".tar shards (WebDataset), or cached latents",
     )
+    parser.add_argument("--images", type=number, metavar="RATIO", help="share of a batch of own clips that pictures have, 0 to 1 (default: 0.25)")
     parser.add_argument("--iterations", type=number, default=1000, metavar="N", help="updates (default: 1000; the paper: about 4000)")
     parser.add_argument("--batch", type=number, default=16, metavar="N", help="clips an update (default: 16)")
     parser.add_argument("--lr", type=number, metavar="RATE", help="learning rate (default: the teacher's own, 4e-4; the paper: 1e-5)")
@@ -97,6 +104,10 @@ def distil(args, worker):
 
     teacher = models.load(args.teacher, role="teacher", device=args.device, dtype=args.dtype)
     config, reached = config_of(knobs_of(args), teacher), {}
+    if is_own(args.data):
+        from .own_clips import followed
+
+        config = replace(config, conditions=followed(config.conditions, report))
     if not worker.wish:
         reached = train_student(args, teacher, config, worker)
     if worker.wish in (None, "cancel"):
@@ -128,7 +139,7 @@ def train_student(args, teacher, config, worker):
     from .previews import Previews
     from .students import jobs_folder
 
-    stage, turn = distill_stage(teacher, clips_of(args, teacher, worker), config), Lease(jobs_folder()).turn
+    stage, turn = distill_stage(teacher, clips_of(args, teacher, worker, config.conditions), config), Lease(jobs_folder()).turn
     if args.preview_every:
         previews = Previews(teacher, turn)
 
@@ -146,15 +157,36 @@ def train_student(args, teacher, config, worker):
         return {}
 
 
-def clips_of(args, teacher, worker):
-    """The clips that --data names, rendered first where it says toybox and they are missing."""
+def is_own(data):
+    """Whether --data names a folder of somebody's files, which are read first; not Toybox, nor latents that lie there ready."""
+    return data != "toybox" and not any(Path(data).glob("latents-plain-*.safetensors"))
+
+
+def clips_of(args, teacher, worker, conditions):
+    """The clips that --data names: rendered first where it says toybox and they are missing, read first where they are somebody's own."""
     from .distill import cached_clips, toybox_clips
 
-    def report(line):
-        print(line, file=sys.stderr, flush=True)
+    def heeding(line):
+        report(line)
         worker.heed()
 
-    return toybox_clips(Path("runs/data"), teacher, report, args.clips) if args.data == "toybox" else cached_clips(args.data)
+    if args.data == "toybox":
+        return toybox_clips(CACHE, teacher, heeding, args.clips)
+    return clips_of_own(args, teacher, heeding, conditions) if is_own(args.data) else cached_clips(args.data)
+
+
+def clips_of_own(args, teacher, heeding, conditions):
+    """The clips in the folder --data; when a run goes on those that it began with. What could not be used is shown with the job."""
+    from .own_clips import begun_with, own_clips
+
+    clips = own_clips(args.data, teacher, CACHE / "own", heeding, conditions, args.images)
+    without = [kind for kind in conditions_of(args.conditions) if kind not in conditions]
+    told = [f"Left out, for no extractor of it is here: {', '.join(without)}."] if without else []
+    if clips.skipped:
+        told += [f"Skipped {len(clips.skipped)} of {len(clips.skipped) + len(clips)} files.", *clips.skipped[:SHOWN]]
+    if args.job and told:
+        note(args.out, "RUNNING", " ".join(told))
+    return begun_with(clips, args.out, args.resume)
 
 
 def train_and_report(stage, out, args, worker=None, **options):
@@ -188,10 +220,14 @@ def stop(*_):
     raise KeyboardInterrupt
 
 
+def report(line):
+    print(line, file=sys.stderr, flush=True)
+
+
 def report_lines(lines):
     count = 0
     for count, line in enumerate(lines, 1):
-        print(line, file=sys.stderr, flush=True)
+        report(line)
     return count
 
 

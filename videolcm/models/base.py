@@ -71,6 +71,11 @@ class VideoModel(ABC):
         """What makes a context of a prompt: models that share it give the same contexts. The model itself where nothing else is known."""
         return self
 
+    @property
+    def autoencoder(self):
+        """The network behind `encode` and `decode`, whose weights tell whether cached latents are still this model's; None if nobody knows."""
+        return None
+
     def with_denoiser(self, net):
         """This model with another denoising network; everything else is shared."""
         other = copy.copy(self)

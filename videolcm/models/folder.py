@@ -39,6 +39,10 @@ class FolderModel(VideoModel):
         self.info, self.device, self.dtype = info, torch.device(device), dtype
         self.tokenizer, self.language, self.vae, self.denoiser = tokenizer, text_encoder, vae, denoiser
 
+    @property
+    def autoencoder(self):
+        return self.vae
+
     @torch.no_grad()
     def encode_text(self, prompts):
         """(B, 77, D): the official suffix is appended to every prompt; the empty one stands for the official negative prompt."""

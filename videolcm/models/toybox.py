@@ -280,6 +280,10 @@ class Toybox(VideoModel):
     def text_encoder(self):
         return self.text
 
+    @property
+    def autoencoder(self):
+        return self.codec
+
     @torch.no_grad()
     def encode_text(self, prompts):
         return self.text.encode(prompts)

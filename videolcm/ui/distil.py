@@ -8,7 +8,8 @@ import gradio as gr
 
 from videolcm.jobs import CONDITIONS, PRESETS, Knobs
 from videolcm.ui import distil_messages as say
-from videolcm.ui.distil_handlers import ACTIONS, make_action, make_compare_now, make_refresh, make_start
+from videolcm.ui.distil_handlers import ACTIONS, make_action, make_compare_now, make_refresh, make_start, suggested
+from videolcm.ui.parts import paths_of
 
 QUIET = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
 SECONDS = 2  # between two looks at the jobs
@@ -62,10 +63,22 @@ def build_knobs(guard, teachers):
     conditions = gr.CheckboxGroup(CONDITIONS, value=list(CONDITIONS), label="Conditions", info="What the student learns to follow")
     seed = gr.Number(default.seed, label="Training seed")
     password = gr.Textbox("", label="Password for distilling", type="password", visible=bool(guard.password))
-    knobs = [teacher, preset, iterations, batch, lr, guidance, ema, skip, huber, seed, minutes, conditions, password]
+    clips, captions = build_clips()
+    knobs = [teacher, preset, iterations, batch, lr, guidance, ema, skip, huber, seed, minutes, conditions, password, clips, captions]
     for component in knobs:
         component.preprocess = lambda value: value  # the handler checks every value, and says what is wrong
+    clips.preprocess = paths_of
     return knobs, start
+
+
+def build_clips():
+    """Own clips in place of rendered ones: where they are dropped, and a caption a line."""
+    with gr.Accordion("Clips of your own, in place of rendered ones", open=False):
+        clips = gr.File(label="Videos and pictures", file_count="multiple", file_types=["video", "image"], height=140, elem_id="own-clips")
+        captions = gr.Textbox("", label="Captions", info="One a line, in the order of the clips", lines=3, max_lines=12)
+    asked = gr.State([])  # the clips that the lines belong to
+    clips.change(suggested, [clips, captions, asked], [captions, asked], **QUIET)
+    return clips, captions
 
 
 def build_progress():
@@ -82,7 +95,7 @@ def build_progress():
 
 def wire(jobs, guard, teachers, knobs, start, outputs, buttons):
     """Events: the clock and every button end in a new look at the jobs."""
-    chosen, password, shown = outputs[0], knobs[-1], gr.State({})
+    chosen, password, shown = outputs[0], knobs[-3], gr.State({})
     look = {"fn": make_refresh(jobs, guard), "inputs": [chosen, shown], "outputs": [*outputs, shown], **QUIET}
     made = gr.JSON(visible=False)
     begun = start.click(make_start(jobs, guard, teachers), knobs, made, api_name="distill", concurrency_id="jobs", show_progress="hidden")

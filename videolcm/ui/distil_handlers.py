@@ -12,6 +12,7 @@ import gradio as gr
 
 from videolcm.errors import AppError
 from videolcm.jobs import PRESETS, Knobs
+from videolcm.own_files import captioned, suggest
 from videolcm.students import name_of, students
 from videolcm.ui import distil_messages as say
 from videolcm.ui.tabs import TABS
@@ -76,6 +77,8 @@ def make_start(jobs, guard, teachers):
         minutes=None,
         conditions=("text", "depth", "sketch", "masked"),
         password="",
+        clips=None,
+        captions="",
     ):
         """Start a distillation: a student of the teacher is trained in a process of its own, and becomes a model of the page.
 
@@ -93,6 +96,8 @@ def make_start(jobs, guard, teachers):
             minutes: stop after so long, null for no limit.
             conditions: a list of what the student learns to follow, of text, depth, sketch and masked.
             password: for distilling, where the page asks for one.
+            clips: videos and pictures to train on in place of rendered ones, a list of files, at most 64 MB each; bad ones are skipped.
+            captions: what they show, a line for each; an empty line takes the file's name.
 
         Returns:
             The job: its id, its state and its command line.
@@ -104,12 +109,22 @@ def make_start(jobs, guard, teachers):
                 raise AppError("E_MODEL", given=teacher, known=", ".join(teachers))
             own = {"seed": whole(seed), "conditions": ",".join(conditions) if isinstance(conditions, (list, tuple)) else conditions}
             knobs = dict(iterations=whole(iterations), batch=whole(batch), lr=lr, guidance=guidance, ema=ema, skip=skip, huber=huber, minutes=minutes)
-            id = jobs.start(Knobs(**own, **(preset_of(preset) if preset else knobs)), teachers[teacher])
+            files = captioned(clips or [], captions)
+            id = jobs.start(Knobs(**own, **(preset_of(preset) if preset else knobs)), teachers[teacher], files)
             return told(jobs.get(id))
 
         return refusing(run)
 
     return distill
+
+
+def suggested(clips, captions, asked):
+    """(captions, clips) after clips came or went: what was typed for those that stay, for others what their names say; a line each.
+
+    `asked` are the clips that the lines of `captions` belong to.
+    """
+    typed = dict(zip(asked, str(captions or "").splitlines(), strict=False))
+    return "\n".join(typed.get(clip, suggest(clip)) for clip in clips), clips
 
 
 def whole(value):

@@ -16,6 +16,11 @@ def path_of(payload):
     return getattr(payload, "path", None)
 
 
+def paths_of(payload):
+    """The same for a component that takes several files: a list of names, empty for nothing."""
+    return [file.path for file in getattr(payload, "root", None) or ()]
+
+
 def video_upload():
     """Where a video is dropped."""
     video = gr.Video(label="Video", sources=["upload"], height=230, include_audio=True, elem_classes="upload")
