@@ -24,7 +24,7 @@ SHEET_PROMPTS = (
     "a small pink cube slides right and a big blue ball stands still on grass",
 )
 SHEET_FRAMES = (0, 3, 6, 9, 12, 15)
-GUIDANCE = 0.5  # w of a teacher that is shipped for the first time
+GUIDANCE = 1.0  # w of a teacher that is shipped for the first time
 
 
 def ship(folder, part, net, **facts):
