@@ -30,6 +30,7 @@ def read_arguments(argv=None):
     parser.add_argument("--listen", action="store_true", help="listen on every address; needs --auth")
     parser.add_argument("--share", action="store_true", help="a public link by gradio's servers; needs --auth")
     parser.add_argument("--auth", type=name_and_password, metavar="NAME:PASSWORD", help="ask visitors for these")
+    parser.add_argument("--mcp", action="store_true", help="also be a server of tools for programs that speak MCP; needs gradio[mcp]")
     args = parser.parse_args(argv)
     args.host = "0.0.0.0" if args.listen else args.host
     if (args.share or args.host not in LOCAL) and not args.auth and not on_a_space:
@@ -65,6 +66,38 @@ def require_free(host, port):
             raise AppError("E_PORT", given=port) if taken else AppError("E_ARGUMENTS", detail=f"no address {host} here") from error
 
 
+def require_mcp():
+    """AppError E_MCP where gradio's server for MCP cannot be imported."""
+    try:
+        import gradio.mcp  # noqa: F401
+    except ImportError as error:
+        raise AppError("E_MCP") from error
+
+
+def serve(args, folder):
+    """The page, up and answering; clips pass through `folder`. On a Space with a shared GPU the models are there before the page is."""
+    from videolcm.jobs import Jobs
+    from videolcm.lease import Lease
+    from videolcm.ui import Engine, build_ui, launch
+    from videolcm.ui.distil_handlers import guard_of
+    from videolcm.ui.space import lend_gpu, on_zero_gpu
+
+    jobs = Jobs()
+    engine = Engine(lease=Lease(jobs.folder))
+    if on_zero_gpu(os.environ):
+        lend_gpu(engine)
+    guard = guard_of(os.environ, public=args.share or args.host not in LOCAL)
+    page = build_ui(engine, folder, (jobs, guard, {"toybox": "toybox"}))
+    options = {"server_name": args.host, "server_port": args.port, "share": args.share, "auth": args.auth, "mcp_server": args.mcp}
+    _, url, public = launch(page, engine, quiet=True, **options)
+    if args.mcp and not page.mcp_server:
+        raise AppError("E_MCP")
+    print(f"VideoLCM is at {public or url}", flush=True)
+    if not on_zero_gpu(os.environ):
+        engine.warm_in_background()
+    return page
+
+
 def main(argv=None):
     """Serve until Ctrl-C or SIGTERM."""
     args = read_arguments(argv)
@@ -72,19 +105,9 @@ def main(argv=None):
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with tempfile.TemporaryDirectory(prefix="videolcm-") as folder:
         os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=os.path.join(folder, "gradio"))
-        from videolcm.jobs import Jobs
-        from videolcm.lease import Lease
-        from videolcm.ui import Engine, build_ui, launch
-        from videolcm.ui.distil_handlers import guard_of
-
-        jobs = Jobs()
-        engine = Engine(lease=Lease(jobs.folder))
-        guard = guard_of(os.environ, public=args.share or args.host not in LOCAL)
-        page = build_ui(engine, folder, (jobs, guard, {"toybox": "toybox"}))
-        _, url, public = launch(page, engine, server_name=args.host, server_port=args.port, share=args.share, auth=args.auth, quiet=True)
-        print(f"VideoLCM is at {public or url}", flush=True)
-        engine.warm_in_background()
-        page.block_thread()
+        if args.mcp:
+            require_mcp()
+        serve(args, folder).block_thread()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 CORE = {"errors", "schedule", "sampling", "checkpoint", "optim", "render", "scenery", "world", "video", "footage", "conditions", "masks", "guides"}
-CORE |= {"training", "data", "distill", "pipeline", "judge", "metrics", "compare", "uploads", "jobs", "lease", "own_files", "own_clips"}
+CORE |= {"training", "data", "distill", "pipeline", "judge", "metrics", "compare", "uploads", "jobs", "lease", "own_files", "own_clips", "batch"}
 MAY_IMPORT = {
     "errors": set(),
     "schedule": {"errors"},
@@ -41,6 +41,8 @@ MAY_IMPORT = {
     "masks": {"errors"},
     "guides": {"conditions", "masks"},
     "uploads": {"errors", "footage", "masks", "models", "pipeline"},
+    "batch": {"errors", "pipeline", "video"},
+    "batch_verb": {"batch", "errors", "pipeline"},
     "gallery": {"render", "video", "world"},
     "arguments": {"errors"},
     "guide_arguments": {"arguments", "errors", "uploads"},

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .arguments import Parser, exit_code, number
+from .batch_verb import batch_arguments, end_batch, require_one_way, run_batch
 from .convert_verb import convert_arguments, run_convert
 from .errors import AppError
 from .guide_arguments import guide_arguments, material_of
@@ -26,9 +27,9 @@ ROLES = "student, teacher, or names of students that were distilled here, with c
 ONE_COUNT = "1 to 8 with lcm and tcd (default 4), 1 to 100 with ddim (default 50)"
 
 
-def request_arguments(parser, steps=ONE_COUNT, sampler="lcm, tcd or ddim (default: what the role is made for)", role=ONE_ROLE):
-    """What says which clip to make; shared by the verbs that make clips. Ranges are the Request's to check."""
-    parser.add_argument("prompt", metavar="PROMPT", help="what to see, 1 to 512 characters")
+def request_arguments(parser, steps=ONE_COUNT, sampler="lcm, tcd or ddim (default: what the role is made for)", role=ONE_ROLE, prompts=None):
+    """What says which clip to make; shared by the verbs that make clips. Ranges are the Request's to check. prompts: "?" for one or none."""
+    parser.add_argument("prompt", metavar="PROMPT", nargs=prompts, help="what to see, 1 to 512 characters")
     parser.add_argument("--model", default="toybox", metavar="REF", help="a model's name or folder (default: toybox)")
     parser.add_argument("--role", default="student", metavar="ROLE", help=role)
     parser.add_argument("--task", default="text", metavar="TASK", help="text, depth, sketch or inpaint (default: text)")
@@ -45,26 +46,33 @@ def request_arguments(parser, steps=ONE_COUNT, sampler="lcm, tcd or ddim (defaul
 
 
 def generate_arguments(parser):
-    request_arguments(parser)
-    parser.add_argument("--out", type=Path, default=Path("clip.mp4"), metavar="FILE", help="the mp4 to write (default: clip.mp4)")
+    request_arguments(parser, prompts="?")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the mp4 to write (default: clip.mp4)")
     parser.add_argument("--npy", type=Path, metavar="FILE", help="also write the frames, uint8 (F, H, W, 3)")
+    batch_arguments(parser)
 
 
 def run_generate(args):
-    """Make one clip; returns the JSON object."""
+    """Make one clip, or those of a file; returns the JSON object."""
+    require_one_way(args)
+    return run_batch(args, request_of, load_model) if args.prompts else run_one(args, args.out or Path("clip.mp4"))
+
+
+def run_one(args, out):
+    """Make one clip at `out`; returns the JSON object."""
     from .pipeline import generate, save, told
     from .video import require_writable
 
     request, notices = request_of(args)
-    for path in filter(None, (args.out, args.npy)):
+    for path in filter(None, (out, args.npy)):
         require_writable(path)
     result = watched(generate(load_model(args), request))
-    result = replace(save(result, args.out), notices=(*notices, *result.notices))
+    result = replace(save(result, out), notices=(*notices, *result.notices))
     if args.npy:
         save_frames(args.npy, result.frames)
     for notice in result.notices:
         report(notice)
-    return {"out": str(args.out), **told(result)}
+    return {"out": str(out), **told(result)}
 
 
 def compare_arguments(parser):
@@ -134,7 +142,7 @@ def cells_of(args):
 
 
 VERBS = {  # verb: (what it does, declares its arguments, runs and returns the JSON object)
-    "generate": ("make one clip from a prompt", generate_arguments, run_generate),
+    "generate": ("make one clip from a prompt, or one for every line of a file", generate_arguments, run_generate),
     "compare": ("make one clip in several ways, side by side", compare_arguments, run_compare),
     "pretrain": ("make what assets/toybox holds, stage by stage", pretrain_arguments, run_pretrain),
     "evaluate": ("text match over many prompts, by the judge", evaluate_arguments, run_evaluate),
@@ -150,7 +158,7 @@ def request_of(args):
     from .uploads import request_with
 
     one_of(args.role, SAMPLER_OF, "E_ROLE")
-    width, height = size_of(args.size)
+    (width, height), also = size_of(args.size), args.also or ()
     return request_with(
         material_of(args),
         prompt=args.prompt,
@@ -164,7 +172,7 @@ def request_of(args):
         gamma=args.gamma,
         task=args.task,
         extractor=args.extractor,
-        also=(args.also,) if args.also else (),
+        also=(also,) if isinstance(also, str) else also,
         strength=args.strength,
     )
 
@@ -217,6 +225,8 @@ def main(argv=None):
         args = parser_of(VERBS).parse_args(argv)
         result = VERBS[args.verb][2](args)
         print(json.dumps(result), flush=True)
+        if "failed" in result:
+            end_batch(result)
 
     return exit_code(run)
 

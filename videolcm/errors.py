@@ -4,6 +4,8 @@ In: a code of CATALOGUE and the values its sentence names. Out: an AppError whos
 Library code raises it; the command line prints it and exits with 2; the page shows it. It knows nothing about either.
 """
 
+from functools import partial
+
 CATALOGUE = {  # code: (what is wrong, what to do)
     "E_PROMPT_EMPTY": ("The prompt is empty.", "Describe the clip in a few words, like: a red ball rolls to the left over snow."),
     "E_PROMPT_LONG": ("The prompt has {given:,} characters; the limit is {limit}.", "Shorten it."),
@@ -53,6 +55,9 @@ CATALOGUE = {  # code: (what is wrong, what to do)
     "E_OUTPUT": ("The file {given} cannot be written.", "Choose a folder that exists and can be written to."),
     "E_DISK": ("The disk is full or refuses the file {given}.", "Make room, then resume: the checkpoint before is kept."),
     "E_INPUT": ("The file {given} cannot be read.", "Check the name and the right to read it."),
+    "E_PROMPTS": ("The file {given} holds no prompts.", "Write one a line."),
+    "E_LINE": ("The line is not understood: {detail}.", "Write a prompt, or a JSON object with prompt and other fields of a request."),
+    "E_LINES": ("Of {lines} lines, {count} gave no clip.", "See above which; correct them and run the same again: what is made is kept."),
     "E_NO_SETTINGS": ("The file {given} carries no settings of this project.", "Choose an mp4, GIF or PNG that was made here."),
     "E_VIDEO_EMPTY": ("The file is empty.", "Upload it again."),
     "E_VIDEO_LARGE": ("The file has more than {limit} MB.", "Cut it shorter or save it smaller; a few seconds are enough."),
@@ -71,6 +76,7 @@ CATALOGUE = {  # code: (what is wrong, what to do)
     "E_ARGUMENTS": ("The command line is not understood: {detail}.", "See --help."),
     "E_PORT": ("Port {given} is taken.", "Choose another with --port."),
     "E_NETWORK": ("Listening beyond this machine needs a password.", "Add --auth NAME:PASSWORD."),
+    "E_MCP": ("The page cannot answer MCP here.", 'Install gradio with it, pip install "gradio[mcp]", or leave out --mcp.'),
     "E_CLIP": ("A clip must be colour pictures of one size, at least 16x16, not {given}.", "Give another video."),
     "E_EXTRACTOR": ("There is no extractor called {given}.", "Choose one of: {known}."),
     "E_WEIGHTS": ("The weights of {given} are not here: {file} of {source}.", "Put them into {folder}, or choose another extractor."),
@@ -114,7 +120,12 @@ class AppError(ValueError):
         message, hint = CATALOGUE[code]
         shown = {key: value if isinstance(value, (int, float)) else one_line(value) for key, value in values.items()}
         self.code, self.message, self.hint = code, message.format(**shown), hint.format(**shown)
+        self.values = shown
         super().__init__(f"[{self.code}] {self.message} {self.hint}")
+
+    def __reduce__(self):
+        """How a copy is made in another process: from code and values, not from the text."""
+        return partial(AppError, self.code, **self.values), ()
 
 
 def one_line(value, limit=60):

@@ -250,9 +250,14 @@ def to_frames(pixels):
 
 def finished(model, request, frames, seconds, nfe, maps):
     """The Result, its settings complete."""
+    return Result(frames, settings_of(model, request), seconds, nfe, sha256_of(frames), notices(model, request.prompt), maps)
+
+
+def settings_of(model, request):
+    """The settings of the clip that `model` makes of a request that is settled: they are known before it is made."""
     info = model.info
     made_by = {"model": info.name, "role": info.role, "model_sha256": info.sha256, "dtype": str(model.dtype).split(".")[-1], "fps": info.fps}
-    return Result(frames, {**request.settings(), **made_by}, seconds, nfe, sha256_of(frames), notices(model, request.prompt), maps)
+    return {**request.settings(), **made_by}
 
 
 def timed(seconds):

@@ -53,6 +53,7 @@ def launch(page, engine, **options):
         "show_error": True,
         "max_file_size": "64mb",
         "enable_monitoring": False,
+        "mcp_server": False,  # whatever GRADIO_MCP_SERVER says
         "allowed_paths": [str(EXAMPLES), str(EARTH)],
         "state_session_capacity": 500,
         "app_kwargs": {"routes": health(engine)},

@@ -15,6 +15,7 @@ from videolcm.jobs import PRESETS, Knobs
 from videolcm.own_files import captioned, suggest
 from videolcm.students import name_of, students
 from videolcm.ui import distil_messages as say
+from videolcm.ui.space import on_zero_gpu
 from videolcm.ui.tabs import TABS
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,8 @@ class Guard:
 def guard_of(environ, public):
     """The Guard of a page with these environment variables; `public` if it is seen beyond this machine."""
     password = environ.get("VIDEOLCM_DISTIL_PASSWORD")
+    if on_zero_gpu(environ):
+        return Guard("the GPU of this Space is lent for seconds at a time")
     if "SPACE_ID" in environ and environ.get("VIDEOLCM_DISTIL") != "1":
         return Guard("a Space is shared, and training would take it for hours")
     if (public or "SPACE_ID" in environ) and not password:

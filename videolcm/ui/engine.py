@@ -1,8 +1,9 @@
 """What the page's handlers share: the models, each loaded once, and the one device, leased to one job at a time.
 
 In: a Request and the role of the model that is to answer it. Out: a generator of Waiting, Loading, then the pipeline's Progress and Result.
-The lease is a plain lock, given back when the work has really stopped: a queue frees a cancelled job's place while its last step still
-runs. It knows nothing about gradio; torch is imported with the first model, not before.
+What is to be computed is a Clip or a Comparison, which hold no model, so that they can be sent to where the device is (space.py). The lease is
+a plain lock, given back when the work has really stopped: a queue frees a cancelled job's place while its last step still runs.
+It knows nothing about gradio; torch is imported with the first model, not before.
 """
 
 import logging
@@ -10,6 +11,7 @@ import threading
 import time
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Any
 
 from videolcm.errors import AppError
 from videolcm.students import students
@@ -35,6 +37,73 @@ class Loading:
     ref: str
 
 
+@dataclass(frozen=True)
+class Clip:
+    """One clip to make by the model `key`, (ref, role)."""
+
+    key: tuple
+    request: Any
+
+    @property
+    def keys(self):
+        return (self.key,)
+
+    def requests(self):
+        """The pipeline.Requests that the device has to answer."""
+        return [self.request]
+
+    def events(self, models):
+        """What `generate` yields, by `models`, {key: VideoModel}."""
+        from videolcm.pipeline import generate
+
+        return generate(models[self.key], self.request)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One clip to make in several ways. A copy in another process has nothing in `stopped`: it would not hear of what comes in later."""
+
+    ref: str
+    request: Any
+    cells: Any
+    reference: Any
+    stopped: Any = frozenset()
+
+    def __reduce__(self):
+        return Comparison, (self.ref, self.request, self.cells, self.reference)
+
+    def asked(self):
+        """{cell: Request}. AppError as `compare.requests_of`."""
+        from videolcm.compare import requests_of
+
+        return requests_of(self.request, self.cells, self.reference)
+
+    def key_of(self):
+        """{the role of a cell: (ref, role) of its model}."""
+        from videolcm.compare import model_of
+
+        return {cell.role: model_of(cell.role, self.ref) for cell in self.asked()}
+
+    @property
+    def keys(self):
+        return tuple(self.key_of().values())
+
+    def requests(self):
+        return list(self.asked().values())
+
+    def events(self, models):
+        """What `compare.compare` yields."""
+        from videolcm.compare import compare
+
+        by_role = {role: models[key] for role, key in self.key_of().items()}
+        return compare(by_role, self.request, self.cells, self.reference, self.stopped)
+
+
+def here(job, models):
+    """The events of a Clip or a Comparison, computed in this process."""
+    return job.events(models)
+
+
 def stamp(ref):
     """When a student that was distilled here was written last: one in training is written again and again. None for other models."""
     folder = students().get(ref)
@@ -53,10 +122,12 @@ def load_model(ref, role):
 
 class Engine:
     """Models by (ref, role), `ref` unless another is asked for, and the device: leased here by a lock, between processes by `lease`
-    (a lease.Lease, or None where nobody else computes). `load(ref, role) -> VideoModel` may be replaced, as tests do."""
+    (a lease.Lease, or None where nobody else computes). `load(ref, role) -> VideoModel` may be replaced, as tests do, and so may
+    `compute(job, models)`, a generator of the job's events, as space.py does."""
 
     def __init__(self, ref="toybox", load=load_model, patience=PATIENCE, lease=None):
         self.ref, self.load, self.patience, self.lease = ref, load, patience, lease
+        self.compute = here
         self.models, self.stamps, self.loading, self.device = {}, {}, threading.Lock(), threading.Lock()
 
     def model(self, role, ref=None):
@@ -80,29 +151,20 @@ class Engine:
 
         Closing it stops the work within one step and frees the device. AppError E_BUSY after `patience` seconds, and as `generate`.
         """
-        from videolcm.pipeline import generate
-
-        key = (ref or self.ref, role)
-        yield from self.leased((key,), lambda models: generate(models[key], request))
+        yield from self.leased(Clip((ref or self.ref, role), request))
 
     def compare(self, request, cells, reference, stopped):
         """Make one clip in several ways under one lease: as `run`, but yields what `compare.compare` does. AppError as there."""
-        from videolcm.compare import compare, model_of, requests_of
+        yield from self.leased(Comparison(self.ref, request, cells, reference, stopped))
 
-        keys = {cell.role: model_of(cell.role, self.ref) for cell in requests_of(request, cells, reference)}
-
-        def make(models):
-            return compare({role: models[ref, kind] for role, (ref, kind) in keys.items()}, request, cells, reference, stopped)
-
-        yield from self.leased(tuple(keys.values()), make)
-
-    def leased(self, keys, make):
-        """What `make({(ref, role): model})` yields, while the device is this job's alone."""
+    def leased(self, job):
+        """The events of a Clip or a Comparison, while the device is this job's alone."""
+        keys = job.keys
         yield from self.acquire(keys)
         try:
             if not self.models.keys() >= set(keys):
                 yield Loading(keys[0][0])
-            with closing(make({(ref, role): self.model(role, ref) for ref, role in keys})) as events:
+            with closing(self.compute(job, {(ref, role): self.model(role, ref) for ref, role in keys})) as events:
                 yield from events
         finally:
             self.release()

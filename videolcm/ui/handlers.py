@@ -52,9 +52,11 @@ def guarded(run, cleared):
 
 @contextmanager
 def refused():
-    """Makes an AppError, and whatever is unforeseen, a gr.Error of one line."""
+    """Makes an AppError, and whatever is unforeseen, a gr.Error of one line. A gr.Error stays: a shared GPU says so that there is none free."""
     try:
         yield
+    except gr.Error:
+        raise
     except AppError as error:
         raise gr.Error(str(error), print_exception=False) from None
     except Exception:
