@@ -66,7 +66,7 @@ def distill_arguments(parser):
     parser.add_argument("--images", type=number, metavar="RATIO", help="share of a batch of own clips that pictures have, 0 to 1 (default: 0.25)")
     parser.add_argument("--iterations", type=number, default=1000, metavar="N", help="updates (default: 1000; the paper: about 4000)")
     parser.add_argument("--batch", type=number, default=16, metavar="N", help="clips an update (default: 16)")
-    parser.add_argument("--lr", type=number, metavar="RATE", help="learning rate (default: the teacher's own, 4e-4; the paper: 1e-5)")
+    parser.add_argument("--lr", type=number, metavar="RATE", help="learning rate (default: the teacher's own, 1e-4; the paper: 1e-5)")
     parser.add_argument("--ema", type=number, default=0.95, metavar="RATE", help="of the target network (default: 0.95, the paper's)")
     parser.add_argument("--guidance", type=number, metavar="W", help="w of Eq. 5 (default: the teacher's own; the paper: 9)")
     parser.add_argument("--skip", default="20", metavar="K", help="train timesteps a solver step spans; a list like 100,20 for phases (default: 20)")
