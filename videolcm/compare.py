@@ -11,7 +11,7 @@ longer be the clips that `generate` makes, nor would their seconds be true; and 
 from contextlib import closing
 from dataclasses import dataclass, replace
 
-from .conditions import choose, extract, known
+from .conditions import extract, known
 from .errors import AppError
 from .guides import MAPS_OF, extractor_of
 from .judge import has_judge, judge, text_match
@@ -34,6 +34,7 @@ from .world import read_prompt
 
 MAX_CELLS = 8
 READERS = {"depth": "builtin-depth", "sketch": "hed-fast"}  # what reads maps back from clips that were made, the same for all of them
+FIGURES = {"depth": ("depth error", "depth correlation"), "sketch": ("edge F1",)}
 EDGE = 0.35  # of HED's map: what counts as a line
 
 
@@ -172,23 +173,26 @@ def measure(model, result):
 
 
 def followed(request, frames):
-    """{figure: value} how well frames uint8 (F, H, W, 3) keep to what the request follows; {} for text, None where a figure has no meaning."""
+    """{figure: value} how well frames uint8 (F, H, W, 3) keep to what the request follows; {} for text, None where nothing here reads
+    such a map from the clip, or where a figure has no meaning."""
     found = {}
     for name in dict.fromkeys((*MAPS_OF[request.task], *request.also)):
         if name == "masked":
             found["PSNR outside"] = psnr_outside(frames, request.video, request.hole > 0)
             continue
-        reader = READERS[name] if READERS[name] in known(name) else choose(name, frames)
-        wanted = extract("as-is" if extractor_of(name, request) == "as-is" else reader, request.video)
-        found |= obeyed(name, wanted, extract(reader, frames))
+        here = [reader for reader in (READERS[name], *known(name)) if reader in known(name) and reader != "as-is"]
+        if not here:
+            found |= dict.fromkeys(FIGURES[name])
+            continue
+        wanted = extract("as-is" if extractor_of(name, request) == "as-is" else here[0], request.video)
+        found |= obeyed(name, wanted, extract(here[0], frames))
     return found
 
 
 def obeyed(name, wanted, made):
     """The figures of one kind of map, both (F, H, W) in 0..1."""
-    if name == "sketch":
-        return {"edge F1": edge_f1(wanted, made, threshold=EDGE)}
-    return {"depth error": depth_error(wanted, made), "depth correlation": map_correlation(wanted, made)}
+    figures = (edge_f1(wanted, made, threshold=EDGE),) if name == "sketch" else (depth_error(wanted, made), map_correlation(wanted, made))
+    return dict(zip(FIGURES[name], figures, strict=True))
 
 
 def unmatched(model, said):
