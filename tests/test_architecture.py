@@ -42,13 +42,13 @@ MAY_IMPORT = {
     "guides": {"conditions", "masks"},
     "uploads": {"errors", "footage", "masks", "models", "pipeline"},
     "batch": {"errors", "pipeline", "video"},
-    "batch_verb": {"batch", "errors", "pipeline"},
+    "batch_verb": {"arguments", "batch", "errors", "pipeline"},
     "gallery": {"render", "video", "world"},
     "arguments": {"errors"},
     "guide_arguments": {"arguments", "errors", "uploads"},
     "models": {"errors", "schedule", "checkpoint", "models", "students"},
     "convert": {"errors", "checkpoint", "models"},
-    "convert_verb": {"errors", "convert", "models"},
+    "convert_verb": {"arguments", "errors", "convert", "models"},
 }
 HEAVY = {
     "gradio": ("ui", "app"),

@@ -11,7 +11,7 @@ from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
-from .arguments import Parser, exit_code, number
+from .arguments import Parser, exit_code, number, report
 from .batch_verb import batch_arguments, end_batch, require_one_way, run_batch
 from .convert_verb import convert_arguments, run_convert
 from .errors import AppError
@@ -203,10 +203,6 @@ def save_frames(path, frames):
             np.save(file, frames)
     except OSError as error:
         raise AppError("E_OUTPUT", given=path) from error
-
-
-def report(line):
-    print(line, file=sys.stderr, flush=True)
 
 
 def parser_of(verbs):

@@ -20,6 +20,11 @@ class Parser(argparse.ArgumentParser):
         raise AppError("E_ARGUMENTS", detail=message)
 
 
+def report(line):
+    """Progress and sentences for people: stdout is for the JSON object."""
+    print(line, file=sys.stderr, flush=True)
+
+
 def number(text):
     """What was typed as an int or float, or the text itself where it is neither."""
     for kind in (int, float):

@@ -5,11 +5,11 @@ the last line of stdout. Heavy imports wait inside.
 """
 
 import os
-import sys
 import time
 from argparse import Namespace
 from pathlib import Path
 
+from .arguments import report
 from .errors import AppError
 
 FILES = ("video", "mask")  # what a Request holds as `video` and `hole` is named by files here, and by how to use them
@@ -103,7 +103,3 @@ def end_batch(told):
 
 def seconds_since(start):
     return round(time.monotonic() - start, 2)
-
-
-def report(line):
-    print(line, file=sys.stderr, flush=True)

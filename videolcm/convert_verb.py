@@ -4,9 +4,9 @@ In: parsed arguments. Out: a model folder and a dict for the last line of stdout
 """
 
 import json
-import sys
 from pathlib import Path
 
+from .arguments import report
 from .errors import AppError
 
 BESIDE = "Put text_encoder/, tokenizer/ and vae/ of Stable Diffusion 2.1 (diffusers' layout, safetensors) into {out} to make clips with it."
@@ -27,11 +27,11 @@ def run_convert(args):
     from .convert import LICENCE, convert
     from .models.folder import PARTS
 
-    print(f"Licence of the weights: {LICENCE}.", file=sys.stderr, flush=True)
+    report(f"Licence of the weights: {LICENCE}.")
     manifest = convert(args.checkpoint, args.out, config, args.role)
     missing = [part for part in PARTS if not (args.out / part).is_dir()]
     if missing:
-        print(BESIDE.format(out=args.out), file=sys.stderr, flush=True)
+        report(BESIDE.format(out=args.out))
     return {"out": str(args.out), **manifest, "missing": missing}
 
 

@@ -4,10 +4,9 @@ In: parsed arguments. Out: a table on stderr and a dict for the last line of std
 """
 
 import json
-import sys
 from pathlib import Path
 
-from .arguments import number
+from .arguments import number, report
 from .errors import AppError
 
 
@@ -45,10 +44,10 @@ def run_evaluate(args):
         events = evaluate_guided(student, teacher, rows[:count], args.task, *plan)
     for name, figures in events:
         if figures is None:
-            tell(name)
+            report(name)
         else:
             found[name] = figures
-    tell(table(found))
+    report(table(found))
     if args.plot and args.task == "text":
         write_text(args.plot, plot_of(found))
     return {"task": args.task, "prompts": len(rows[:count]), "rows": found}
@@ -70,16 +69,16 @@ def run_bench(args):
     from .judge import has_judge
 
     student, teacher = models.load("toybox"), models.load("toybox", role="teacher")
-    figures = quick(student, teacher, tell)
+    figures = quick(student, teacher, report)
     if not args.quick:
-        figures |= {"table_1": table_1(student, teacher, tell), "growth": growth(student, tell)}
-        tell(table_of(figures["table_1"]))
+        figures |= {"table_1": table_1(student, teacher, report), "growth": growth(student, report)}
+        report(table_of(figures["table_1"]))
     if args.count and not has_judge():
-        tell("Text match is left out: no judge is shipped yet.")
+        report("Text match is left out: no judge is shipped yet.")
     elif args.count:
         rows = read_prompts(count=args.count)
-        found = {name: row for name, row in evaluate(student, teacher, rows, (4,), (50,)) if row or tell(name)}
-        tell(table(found))
+        found = {name: row for name, row in evaluate(student, teacher, rows, (4,), (50,)) if row or report(name)}
+        report(table(found))
         figures["text_match"] = {name: round(row["mean"], 3) for name, row in found.items()}
     if args.json:
         write_text(args.json, json.dumps(figures, indent=1) + "\n")
@@ -101,7 +100,3 @@ def steps_of(text, limit):
         if not isinstance(value, int) or not 1 <= value <= limit:
             raise AppError("E_STEPS", given=value, limit=limit)
     return tuple(values)
-
-
-def tell(line):
-    print(line, file=sys.stderr, flush=True)

@@ -5,12 +5,11 @@ distill.py's; heavy imports wait inside.
 """
 
 import signal
-import sys
 import time
 from dataclasses import fields, replace
 from pathlib import Path
 
-from .arguments import between, number, positive, skips_of
+from .arguments import between, number, positive, report, skips_of
 from .errors import AppError
 from .jobs import Knobs, Worker, conditions_of, note, work
 
@@ -206,7 +205,7 @@ def train_and_report(stage, out, args, worker=None, **options):
             told = time.monotonic()
             figures = f" {last.figures}" if last.figures else ""
             line = f"{last.iteration}/{last.iterations} loss {last.loss:.4f} lr {last.lr:.2e} {last.samples_per_second:.1f} samples/s{figures}"
-            print(line, file=sys.stderr, flush=True)
+            report(line)
         if worker and worker.wish:
             break
     if last is None:
@@ -218,10 +217,6 @@ def train_and_report(stage, out, args, worker=None, **options):
 def stop(*_):
     """Ends a run as Ctrl-C does: with a checkpoint."""
     raise KeyboardInterrupt
-
-
-def report(line):
-    print(line, file=sys.stderr, flush=True)
 
 
 def report_lines(lines):

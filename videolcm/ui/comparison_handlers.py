@@ -19,10 +19,11 @@ from videolcm.ui.handlers import guarded, refused, request_of
 from videolcm.ui.player import Board, made_in
 from videolcm.ui.tabs import PARAMETERS, TABS, description, signature
 
+FOLLOWING = ("video", "mask", "box", "extractor", "strength", "also", "moving", "grow", "feather", "start", "fit")
 NAMES = (  # the page's handler's parameters after `stops`, in its order: what to compare, then what all cells share
     *("steps", "samplers", "roles", "with_reference", "reference_steps"),
     *("prompt", "seed", "gamma", "guidance", "frames", "size", "task"),
-    *("video", "mask", "box", "extractor", "strength", "also", "moving", "grow", "feather", "start", "fit"),
+    *FOLLOWING,
 )
 OUTPUTS = ("board", "status", "plot", "mp4", "gif", "sheet")  # of the page's handler, in its order
 FILES = {"mp4": "comparison.mp4", "gif": "comparison.gif", "sheet": "comparison.png"}
@@ -226,7 +227,6 @@ def write_files(done, place):
 # ---- the API
 
 
-FOLLOWING = ("video", "mask", "box", "extractor", "strength", "also", "moving", "grow", "feather", "start", "fit")
 COMPARED = {  # the parameters of /compare: (default, what it is)
     "prompt": PARAMETERS["prompt"],
     "steps": ([1, 2, 4, 8], 'numbers of steps of the student, a list like [1, 2, 4, 8] or a text like "1,2,4,8"; up to eight cells.'),

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from videolcm.errors import AppError
-from videolcm.students import students
+from videolcm.students import NAME, students
 
 POLL = 0.1  # seconds between two looks at a busy device
 PATIENCE = 600  # seconds until a waiting job gives up
@@ -106,7 +106,7 @@ def here(job, models):
 
 def stamp(ref):
     """When a student that was distilled here was written last: one in training is written again and again. None for other models."""
-    folder = students().get(ref)
+    folder = students().get(ref) if ref.startswith(NAME) else None
     try:
         return folder and (folder / "manifest.json").stat().st_mtime_ns
     except OSError:  # deleted meanwhile
@@ -134,8 +134,9 @@ class Engine:
         """The model, loaded if it was not yet; callers that come meanwhile wait and share it. AppError as `models.load`."""
         key = (ref or self.ref, role)
         with self.loading:
-            if key not in self.models or self.stamps[key] != stamp(key[0]):
-                self.stamps[key] = stamp(key[0])
+            written = stamp(key[0])
+            if key not in self.models or self.stamps[key] != written:
+                self.stamps[key] = written
                 self.models[key] = self.load(*key)
                 self.forget(key)
             return self.models[key]
