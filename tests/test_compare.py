@@ -144,6 +144,17 @@ def test_one_cell_can_be_stopped_at_its_step(models):
     assert list(last(events)) == [CELLS[0], CELLS[2], SHORT] and last(events)[CELLS[2]].metrics["psnr"]
 
 
+def test_a_cell_that_fails_leaves_the_others(models):
+    broken = {**models, "teacher": FakeModel("teacher")}
+    broken["teacher"].denoise = lambda x_t, t, cond: torch.full_like(x_t, torch.nan)
+    events = list(compare(broken, REQUEST, [*CELLS[:2], Cell("teacher", "lcm", 1)], SHORT))
+    failed = [event for event in events if isinstance(event, CellStopped)]
+    assert [(event.cell.role, event.error.code) for event in failed] == [("teacher", "E_NONFINITE")] * 2
+    assert list(last(events)) == CELLS[:2] and last(events)[CELLS[1]].metrics["psnr"] is None
+    with pytest.raises(AppError, match="E_NONFINITE"):
+        list(compare(broken, REQUEST, [Cell("teacher", "lcm", 1)], SHORT))
+
+
 def test_a_reference_that_was_stopped_leaves_the_cells_as_they_are(models):
     events = list(compare(models, REQUEST, CELLS[:1], SHORT, {SHORT}))
     assert [type(event) for event in events[-2:]] == [CellDone, CellStopped] and models["teacher"].calls == []

@@ -219,12 +219,10 @@ def test_refusals_are_one_line(code, values):
 def test_an_error_halfway_leaves_what_is_done():
     engine = engine_of()
     engine.model("teacher").decode = lambda latents, frames: torch.full((1, 3, 8, 128, 128), float("nan"))
-    seen, updates = [], asked(engine)
-    with pytest.raises(gr.Error, match="E_NONFINITE"):
-        for update in updates:
-            seen.append(update)
-    shown = last_board(seen)
+    stops = Stops()
+    shown = last_board(list(asked(engine, stops)))
     assert states(shown) == ["done", "done", "stopped"] and not engine.device.locked()
+    assert shown["board"]["cells"][2]["warning"].startswith("[E_NONFINITE]") and len(stops.unwritten) == 2
 
 
 def test_the_same_comparison_gives_the_same_file(tmp_path):

@@ -10,6 +10,7 @@ from conftest import FakeModel
 from PIL import Image
 
 from videolcm.compare import Cell, CellDone, CellStopped, compare
+from videolcm.errors import AppError
 from videolcm.pipeline import Request
 from videolcm.plot import scatter, ticks
 from videolcm.ui.player import Board, small, stacked
@@ -75,6 +76,8 @@ def test_stopped_cells():
     half.take(CellStopped(CELLS[0]))
     assert [tile["state"] for tile in half.value()["cells"]] == ["stopped", "waiting"]
     assert [tile["state"] for tile in half.ended()["cells"]] == ["stopped", "stopped"]
+    half.take(CellStopped(CELLS[1], AppError("E_NONFINITE", given=1)))
+    assert half.ended()["cells"][1]["warning"].startswith("[E_NONFINITE]")
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ def run_compare(args):
     roles = {cell.role for cell in requests_of(request, cells, reference)}
     for path in filter(None, (args.out, args.sheet, args.gif)):
         require_writable(path)
-    models, done = {}, {}
+    models, done, failed = {}, {}, {}
     for role in sorted(roles):
         ref, kind = model_of(role, args.model)
         models[role] = load_model(Namespace(**{**vars(args), "model": ref, "role": kind}))
@@ -104,15 +104,23 @@ def run_compare(args):
             report(f"{event.cell}: {event.progress.stage} {event.progress.i}/{event.progress.n}")
         elif isinstance(event, CellDone):
             done[event.cell] = event  # the second time with the figures beside the reference
+        else:
+            failed[str(event.cell)] = str(event.error)
     done = list(done.values())
     write_comparison(args, done)
     for sentence in dict.fromkeys(
-        [*notices, *done[0].result.notices, *(f"{one.cell}: {one.metrics['warning']}" for one in done if one.metrics["warning"])]
+        [
+            *notices,
+            *done[0].result.notices,
+            *(f"{one.cell}: {one.metrics['warning']}" for one in done if one.metrics["warning"]),
+            *(f"{cell}: {error}" for cell, error in failed.items()),
+        ]
     ):
         report(sentence)
     return {
         **{name: path and str(path) for name, path in (("out", args.out), ("sheet", args.sheet), ("gif", args.gif))},
         "cells": [row(one, reference) for one in done],
+        "failed": failed,
     }
 
 

@@ -78,9 +78,10 @@ class CellDone:
 
 @dataclass(frozen=True)
 class CellStopped:
-    """A cell that was left out because it was in `stopped`."""
+    """A cell without a clip: because it was in `stopped`, or because of `error`."""
 
     cell: Cell
+    error: AppError | None = None
 
 
 def compare(models, request, cells, reference=REFERENCE, stopped=frozenset()):
@@ -88,19 +89,27 @@ def compare(models, request, cells, reference=REFERENCE, stopped=frozenset()):
 
     models: {role: VideoModel} for the roles of the cells; `reference`: a Cell, made after the others since it takes longest, or None. A cell
     that is put into the set `stopped` ends at its next step. The request's own sampler and steps count for nothing. Closing the generator
-    stops everything. AppError as `requests_of`, and as `generate` for any cell; nothing is made before every cell is known to be possible.
+    stops everything. AppError as `requests_of`; nothing is made before every cell is known to be possible. A cell whose `generate` raises
+    AppError is left out, and the others are made; if that leaves none, the first error is raised.
     """
     asked = requests_of(request, cells, reference)
     for cell, one in asked.items():
         settle(models[cell.role], one)
-    prepare, done = Prepared(), {}
+    prepare, done, failed = Prepared(), {}, []
     for cell, one in asked.items():
-        result = yield from until_stopped(cell, generate(models[cell.role], one, prepare), stopped)
+        try:
+            result = yield from until_stopped(cell, generate(models[cell.role], one, prepare), stopped)
+        except AppError as error:
+            failed.append(CellStopped(cell, error))
+            yield failed[-1]
+            continue
         if result is None:
             yield CellStopped(cell)
             continue
         done[cell] = CellDone(cell, result, measure(models[cell.role], result) | {"followed": followed(one, result.frames)})
         yield done[cell]
+    if failed and not done:
+        raise failed[0].error
     if reference in done:
         yield from (beside(one, done[reference]) for one in done.values())
 

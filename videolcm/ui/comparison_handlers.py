@@ -265,18 +265,20 @@ def make_compare(engine, folder):
 
 def api_updates(engine, folder, request, cells, reference, notices=()):
     """(None, the cells so far) at every event, then (mp4, all cells); `notices` are said of each."""
-    from videolcm.compare import row
+    from videolcm.compare import CellDone, CellStopped, row
     from videolcm.grid import write_grid
 
     done, rows = {}, []
     with closing(engine.compare(request, cells, reference, frozenset())) as events:
         for event in events:
-            if hasattr(event, "result"):
+            if isinstance(event, CellStopped):
+                notices = [*notices, f"{event.cell}: {event.error}"]
+            elif isinstance(event, CellDone):
                 done[event.cell] = event
-                rows = [row(one, reference) for one in done.values()]
-                rows = [one | {"notices": [*notices, *one["notices"]]} for one in rows]
-            yield None, rows
+            rows = [row(one, reference) for one in done.values()]
+            yield None, [one | {"notices": [*notices, *one["notices"]]} for one in rows]
     with tempfile.TemporaryDirectory(dir=folder) as place:
         path = Path(place) / FILES["mp4"]
+        rows = [one | {"notices": [*notices, *one["notices"]]} for one in rows]
         tiles, settings = [(one.label, one.result.frames) for one in done.values()], {"cells": [row["settings"] for row in rows]}
         yield str(write_grid(path, tiles, settings["cells"][0]["fps"], settings)), rows

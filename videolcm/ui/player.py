@@ -67,7 +67,7 @@ class Board:
         elif hasattr(event, "result"):
             self.finish(tile, event)
         else:
-            tile.state, tile.note = "stopped", "stopped"
+            tile.state, tile.note, tile.warning = "stopped", "stopped", str(event.error or "")
 
     def make(self, tile, progress):
         tile.state, tile.note, tile.part = "making", messages.stage(progress), messages.part_done(progress)
