@@ -15,7 +15,7 @@ from uuid import uuid4
 
 import av
 import numpy as np
-from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, VideoReformatter
 from PIL import Image
 
 from .errors import AppError
@@ -62,9 +62,10 @@ def encode(container, frames, fps):
     context = stream.codec_context
     context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
     context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
+    reformatter = VideoReformatter()  # one for all frames: making it costs more than using it
     for picture in frames:
         rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-        yuv = rgb.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
+        yuv = reformatter.reformat(rgb, format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
         container.mux(stream.encode(yuv))
     container.mux(stream.encode())
 
