@@ -26,7 +26,7 @@ GRADIENT_WEIGHT, SCALES = 0.5, 4  # MiDaS (arXiv 1907.01341), Eq. 11
 HELD_OUT = range(6)  # seeds of either kind
 
 
-def depth_stage(folder, iterations=6000, **stage):
+def depth_stage(folder, iterations=3000, **stage):
     """The built-in depth network, on crops of half the clip to all of it, from the shards of both kinds in `folder`."""
     frames, depth = depth_clips(folder)  # (N, 4, 256, 256, 3), (N, 4, 64, 64) uint8
     held = held_out()
@@ -39,7 +39,7 @@ def depth_stage(folder, iterations=6000, **stage):
     def validate(net, out, iteration):
         return {kind: agreement(net, *clips) for kind, clips in held.items()}
 
-    settings = {"validate": validate, "validate_every": 500, "warmup": 50, "dtype": pick_dtype(None, torch.device("cpu")), "muon": False}
+    settings = {"validate": validate, "validate_every": 500, "warmup": 50, "cooldown": 0.7, "dtype": pick_dtype(None, torch.device("cpu"))}
     return Stage(DepthNet, loss, iterations, 1e-3, sum(count for _, count in SIZES) // len(SIZES), **{**settings, **stage})
 
 
