@@ -39,6 +39,10 @@ CATALOGUE = {  # code: (what is wrong, what to do)
         "The model folder {folder} lacks a usable {given}.",
         "Put text_encoder, tokenizer and vae of Stable Diffusion 2.1 (diffusers' layout, safetensors) into it.",
     ),
+    "E_SCHEDULER": (
+        "A model's scheduler is of a kind that is not sampled here: {detail}.",
+        "Use one with 1000 timesteps that predicts epsilon or v.",
+    ),
     "E_CELL_ROLE": ("There is nothing called {given} to compare.", "Choose of: {known}."),
     "E_NO_STUDENT": ("The fine-tune {given} has no student yet.", "Wait for its first previews, about a minute, then try again."),
     "E_ROLE_MODEL": ("The model {model} is a {role}.", "Load it with --role {role}; if the name misled convert, convert again with --role."),

@@ -159,13 +159,13 @@ def generate(model, request, prepare=None):
     with watch("text"):
         cond, empty = (prepare or encode_prompt)(model, request)
     yield Progress("text", 1, 1)
-    denoise_guided, maps = guided(denoise, empty, request.guidance), {}
+    denoise_guided, maps, remarks = guided(denoise, empty, request.guidance), {}, ()
     if request.task != "text":
         from . import guides  # brings OpenCV and the extractors, which text alone does without
 
         yield Progress("conditions", 0, 1)
         with watch("conditions"):
-            found, maps = guides.guides_of(request, model.device, model.dtype)
+            found, maps, remarks = guides.guides_of(request, model.device, model.dtype, model.learned)
             cond = guides.following(cond, found, model.device)
         denoise_guided = guides.steered(denoise_guided, request.strength)
         yield Progress("conditions", 1, 1, next(iter(maps.values())))
@@ -182,7 +182,7 @@ def generate(model, request, prepare=None):
         frames = decode(model, latents, request.frames)
         frames = guides.put_back(request, frames) if maps else frames
     yield Progress("decode", 1, 1)
-    yield finished(model, request, frames, timed(watch.seconds), denoise.nfe, maps)
+    yield finished(model, request, frames, timed(watch.seconds), denoise.nfe, maps, remarks)
 
 
 def save(result, path):
@@ -248,9 +248,9 @@ def to_frames(pixels):
     return levels.round().to(torch.uint8).permute(1, 2, 3, 0).contiguous().cpu().numpy()
 
 
-def finished(model, request, frames, seconds, nfe, maps):
+def finished(model, request, frames, seconds, nfe, maps, remarks=()):
     """The Result, its settings complete."""
-    return Result(frames, settings_of(model, request), seconds, nfe, sha256_of(frames), notices(model, request.prompt), maps)
+    return Result(frames, settings_of(model, request), seconds, nfe, sha256_of(frames), (*notices(model, request.prompt), *remarks), maps)
 
 
 def settings_of(model, request):

@@ -20,6 +20,8 @@ SOURCES = {  # name: (kind, folder, what it is)
     "toybox": ("toybox", ASSETS / "toybox", "the embedded model: toys that move over a floor, offline, Apache-2.0"),
 }
 ROLES = ("student", "teacher")
+STOCK = "model_index.json"  # what a folder in diffusers' layout has that nobody here wrote
+MODELSCOPE = {"kind": "diffusers", "role": "teacher", "tasks": ["text"], "guidance": 8.0, "fps": 8}  # guidance: diffusers' usual scale of 9
 OFFICIAL = (".pth", ".pt", ".ckpt", ".bin")  # files that `convert` may read and the door does not
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -49,13 +51,17 @@ def load(ref="toybox", role="student", device=None, dtype=None) -> VideoModel:
     folder = folder_of(ref)
     if folder.suffix.lower() in OFFICIAL:
         raise AppError("E_CONVERT", given=folder.name)
-    if not (folder / "manifest.json").is_file():
+    if not any((folder / file).is_file() for file in ("manifest.json", STOCK)):
         raise AppError("E_MODEL", given=ref, known=", ".join(list_models()))
-    if json.loads((folder / "manifest.json").read_text(encoding="utf-8")).get("kind") == "vgen":
-        from .folder import load_folder
+    manifest, places = read_manifest(folder)
+    if manifest.get("kind", "toybox") == "toybox":
+        return load_toybox(str(ref), folder, manifest, places, role, device, dtype)
+    from .folder import load_folder
 
-        return load_folder(str(ref), folder, role, device, dtype)
-    return load_toybox(str(ref), folder, role, device, dtype)
+    base = base_of(manifest)
+    if role == "teacher" and base:
+        return load(manifest["base"], role, device, dtype)
+    return load_folder(str(ref), folder, base or folder, manifest, places, role, device, dtype)
 
 
 def pick_device(device):
@@ -83,11 +89,10 @@ def pick_dtype(dtype, device):
     return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else torch.float32
 
 
-def load_toybox(name, folder, role, device, dtype):
+def load_toybox(name, folder, manifest, places, role, device, dtype):
     """A folder as `pretrain.ship` writes it: manifest.json with configs and sha256, one safetensors file a network."""
     from .toybox import Toybox
 
-    manifest, places = read_manifest(folder)
     if role not in places:
         raise AppError("E_MODEL_FILE", folder=folder.name, given=role)
     parts = {part: network(places[part], json.dumps(manifest["files"][part]), device, dtype) for part in ("codec", "text", role)}
@@ -105,15 +110,33 @@ def load_toybox(name, folder, role, device, dtype):
 
 def read_manifest(folder):
     """(manifest, {part: folder of its file}). What a student folder lacks it has from the base that it names."""
-    if not (folder / "manifest.json").is_file():  # of a base that is gone
-        raise AppError("E_MODEL_FILE", folder=folder.name, given="manifest.json")
+    if not (folder / "manifest.json").is_file():
+        if (folder / STOCK).is_file():
+            return MODELSCOPE | {"files": {}}, {}
+        raise AppError("E_MODEL_FILE", folder=folder.name, given="manifest.json")  # of a base that is gone
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     places = dict.fromkeys(manifest["files"], folder)
     if "base" not in manifest:
         return manifest, places
-    base = manifest["base"]
-    known, behind = read_manifest(SOURCES[base][1] if base in SOURCES else Path(base))
+    known, behind = read_manifest(base_of(manifest))
     return known | manifest | {"files": known["files"] | manifest["files"]}, behind | places
+
+
+def base_of(manifest):
+    """The folder of the model that a student's manifest names, None for others."""
+    return folder_of(manifest["base"]) if "base" in manifest else None
+
+
+def write_student(net, base, out):
+    """Writes the denoiser of a student of the model `base`, a ref, into the folder `out` in the layout of its kind; returns what the manifest
+    says of it. AppError E_DISK."""
+    from .toybox import Denoiser, write_network
+
+    if isinstance(net, Denoiser):
+        return {"files": {"student": write_network(Path(out) / "student.safetensors", net)}}
+    from . import folder
+
+    return folder.write_student(net, folder_of(base), out)
 
 
 @lru_cache(maxsize=8)
