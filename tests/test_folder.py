@@ -10,7 +10,6 @@ from diffusers import DDIMScheduler, LCMScheduler, UNet3DConditionModel
 from real import latents_folder, modelscope, official, place_parts, recorded
 from safetensors.torch import load_file
 from test_conditions import midas_folder, photo  # noqa: F401  a fixture
-from tiny import randn
 
 from videolcm import __main__ as command_line
 from videolcm import conditions, models

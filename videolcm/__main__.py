@@ -43,6 +43,7 @@ def request_arguments(parser, steps=ONE_COUNT, sampler="lcm, tcd or ddim (defaul
     guide_arguments(parser)
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: the best there is)")
     parser.add_argument("--dtype", metavar="NAME", help=f"{', '.join(DTYPES)} (default: what suits the device)")
+    parser.add_argument("--compile", action="store_true", help="use torch.compile: faster after minutes, needs a C++ compiler")
 
 
 def generate_arguments(parser):
@@ -182,7 +183,8 @@ def load_model(args):
     from . import models
 
     device = models.pick_device(args.device)
-    return models.load(args.model, role=args.role, device=device, dtype=models.pick_dtype(args.dtype, device))
+    compiled = {"compiled": True} if args.compile else {}
+    return models.load(args.model, role=args.role, device=device, dtype=models.pick_dtype(args.dtype, device), **compiled)
 
 
 def watched(events):

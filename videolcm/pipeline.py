@@ -16,6 +16,7 @@ from numbers import Integral, Real
 import numpy as np
 import torch
 
+from . import memory
 from .errors import AppError
 from .models.base import TASKS, Conditions
 from .sampling import GAMMA, SAMPLERS, Noise, guided
@@ -151,9 +152,23 @@ def generate(model, request, prepare=None):
     `prepare(model, request) -> (cond, empty)` is `encode_prompt`, or something that gives the same but need not make it anew.
 
     AppError E_TASK_MODEL if the model does not do the task, E_TASK_INPUT if the task needs a video, E_NONFINITE if its values are not
-    numbers. Preview and conversion to uint8 are counted in their stages' seconds; the result's write is 0 until `save`.
+    numbers, E_MEMORY where memory runs out, when all of the clip has been freed. Preview and conversion to uint8 are counted in their stages'
+    seconds; the result's write is 0 until `save`.
     """
     request = settle(model, request)
+    try:
+        yield from made(model, request, prepare)
+        return
+    except Exception as error:
+        if not memory.ran_out(error):
+            raise
+    memory.free()
+    more = ", or guidance 0" if request.guidance else ""
+    raise AppError("E_MEMORY", frames=request.frames, size=f"{request.width}x{request.height}", more=more)
+
+
+def made(model, request, prepare):
+    """The events of a request that is settled."""
     watch, denoise = Stopwatch(), Counted(model.denoise)
     yield Progress("text", 0, 1)
     with watch("text"):

@@ -20,9 +20,10 @@ CLEAN = -1  # the timestep after the last one: alpha 1, sigma 0
 class Schedule:
     """alpha_t = sqrt(abar_t) and sigma_t = sqrt(1 - abar_t) for integer train timesteps t = 0 .. train_steps - 1; 0 is nearly clean.
 
-    Betas are scaled-linear, or linear as AnimateDiff has them. With `zero_terminal_snr` the last timestep is pure noise (alpha 0; Lin et al., arXiv 2305.08891, Algorithm 1),
-    as VideoLCM and Toybox have it; Stable Diffusion 1.5 and ModelScope have the plain schedule. Wherever a method takes `t`, it is an int
-    for the whole batch or a (B,) integer tensor; other timesteps raise AppError E_NUMBER. `alphas_cumprod` (train_steps,) is float64.
+    Betas are scaled-linear, or linear as AnimateDiff has them. With `zero_terminal_snr` the last timestep is pure noise (alpha 0; Lin et al.,
+    arXiv 2305.08891, Algorithm 1), as VideoLCM and Toybox have it; Stable Diffusion 1.5 and ModelScope have the plain schedule. Wherever a method
+    takes `t`, it is an int for the whole batch or a (B,) integer tensor; other timesteps raise AppError E_NUMBER. `alphas_cumprod` (train_steps,)
+    is float64.
     """
 
     def __init__(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from .. import memory
 from ..checkpoint import read_weights, sha256_of
 from ..errors import AppError
 from ..students import students
@@ -37,13 +38,29 @@ def folder_of(ref):
     return SOURCES[ref][1] if ref in SOURCES else students().get(ref) or Path(str(ref))
 
 
-def load(ref="toybox", role="student", device=None, dtype=None) -> VideoModel:
+def load(ref="toybox", role="student", device=None, dtype=None, compiled=False) -> VideoModel:
     """The model that `ref` names: a name of `list_models` or a folder with a manifest.json, as `role` student or teacher.
 
     device and dtype are torch's or their names; left out, CUDA where there is one, and the fastest type the device computes in. Raises
     AppError E_MODEL, E_CONVERT (a checkpoint file instead of a folder), E_ROLE, E_DEVICE, E_DTYPE, E_MODEL_FILE (a file is missing),
-    E_CHECKPOINT (a file was changed); for converted folders also E_ROLE_MODEL and E_MODEL_PARTS.
+    E_CHECKPOINT (a file was changed), E_MODEL_MEMORY; for folders of diffusers' also E_ROLE_MODEL, E_MODEL_PARTS, E_SCHEDULER.
+    compiled: the denoiser by torch.compile, which takes minutes before the first clip and needs a C++ compiler.
     """
+    try:
+        model = found(ref, role, device, dtype)
+        if compiled:
+            model.denoiser.compile()
+        return model
+    except Exception as error:
+        if not memory.ran_out(error):
+            raise
+    network.cache_clear()
+    memory.free()
+    raise AppError("E_MODEL_MEMORY", given=ref, device=pick_device(device))
+
+
+def found(ref, role, device, dtype):
+    """`load` where memory suffices."""
     if role not in ROLES:
         raise AppError("E_ROLE", given=role)
     device = pick_device(device)
@@ -60,7 +77,7 @@ def load(ref="toybox", role="student", device=None, dtype=None) -> VideoModel:
 
     base = base_of(manifest)
     if role == "teacher" and base:
-        return load(manifest["base"], role, device, dtype)
+        return found(manifest["base"], role, device, dtype)
     return load_folder(str(ref), folder, base or folder, manifest, places, role, device, dtype)
 
 

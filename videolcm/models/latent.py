@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..errors import AppError
+from ..memory import in_parts
 from ..schedule import Schedule
 from .base import VideoModel
 
@@ -62,9 +63,9 @@ class LatentModel(VideoModel):
         return self.frame_by_frame(latents[:, :, :frames], lambda chunk: self.vae.decode(chunk / scale).sample)
 
     def frame_by_frame(self, clips, function):
-        """`function` on (CHUNK, C, H, W) after (CHUNK, C, H, W) of clips (B, C, F, H, W), back as float32 clips."""
+        """`function` on (CHUNK, C, H, W) after (CHUNK, C, H, W) of clips (B, C, F, H, W), or one by one where memory is short, back as float32."""
         flat = clips.to(self.device, self.dtype).transpose(1, 2).flatten(0, 1)  # (B F, C, H, W)
-        done = torch.cat([function(chunk).float() for chunk in flat.split(CHUNK)])
+        done = in_parts(lambda size: torch.cat([function(chunk).float() for chunk in flat.split(size)]), (CHUNK, 1))
         return done.unflatten(0, (len(clips), -1)).transpose(1, 2)
 
     @torch.no_grad()
