@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 CORE = {"errors", "schedule", "sampling", "checkpoint", "optim", "render", "scenery", "world", "video", "footage", "conditions", "masks", "guides"}
-CORE |= {"memory"}
+CORE |= {"memory", "sources"}
 CORE |= {
     "memory",
     "training",
@@ -45,6 +45,8 @@ MAY_IMPORT = {
     "own_clips": {"checkpoint", "conditions", "data", "depth", "errors", "footage", "own_files"},
     "distill": {"errors", "models", "data", "schedule", "checkpoint", "training"},
     "students": set(),
+    "sources": {"errors", "students"},
+    "fetch_verb": {"arguments", "errors", "memory", "models", "sources"},
     "lease": set(),
     "jobs": {"errors", "arguments", "checkpoint", "own_files", "students"},
     "previews": {"errors", "pipeline"},
@@ -63,7 +65,7 @@ MAY_IMPORT = {
     "gallery": {"render", "video", "world"},
     "arguments": {"errors"},
     "guide_arguments": {"arguments", "errors", "uploads"},
-    "models": {"errors", "memory", "schedule", "checkpoint", "models", "students"},
+    "models": {"errors", "memory", "schedule", "checkpoint", "models", "sources", "students"},
     "convert": {"errors", "checkpoint", "models"},
     "convert_verb": {"arguments", "errors", "convert", "models"},
 }

@@ -37,7 +37,7 @@ CATALOGUE = {  # code: (what is wrong, what to do)
     ),
     "E_MODEL_PARTS": (
         "The model folder {folder} lacks a usable {given}.",
-        "Put text_encoder, tokenizer and vae of Stable Diffusion 2.1 (diffusers' layout, safetensors) into it.",
+        "Put it there in diffusers' layout, as safetensors; official checkpoints want those of Stable Diffusion 2.1.",
     ),
     "E_SCHEDULER": (
         "A model's scheduler is of a kind that is not sampled here: {detail}.",
@@ -53,6 +53,17 @@ CATALOGUE = {  # code: (what is wrong, what to do)
     "E_NOT_VGEN": ("The tensors are not a VideoLCM or TF-T2V network: {detail} is missing.", "Give an official .pth of VideoLCM or TF-T2V."),
     "E_VGEN_CONFIG": ("No network has this config: {detail}.", "Give a JSON object with the values that the checkpoint was made with."),
     "E_VGEN_TENSORS": ("Of {count} tensors that do not fit the network, {first} {problem}{more}.", "Check config and checkpoint."),
+    "E_NOT_HERE": ("The model {given} is not here: {size} to download.", "Fetch it: python -m videolcm fetch {given}"),
+    "E_OFFLINE": ("The model {given} is not here, and this machine is offline.", "Put its files into {folder}, as README.md shows."),
+    "E_BASE": (
+        "The model {given} wants a Stable Diffusion 1.5 as its base.",
+        "Name one, {given}:OWNER/NAME@REVISION, or put it into models/{given}/base.",
+    ),
+    "E_BY_HAND": ("The model {given} is made of {file}.", "Convert it: python -m videolcm convert FILE --out models/{given}"),
+    "E_REVISION": ("There is no model called {given} to fetch.", "Give a name that `videolcm models` lists, or OWNER/NAME@REVISION, all 40 digits."),
+    "E_DECLINED": ("Nothing of {given} was downloaded.", "Say y when asked, or add --yes."),
+    "E_FETCH": ("The download of {given} failed: {detail}.", "Try again; what is there already is kept."),
+    "E_FRAMES_MODEL": ("This model makes at most {limit} frames, not {given}.", "Choose fewer."),
     "E_CONDITION": ("The network takes no condition called {given}.", "Choose one of: {known}."),
     "E_OUT_TAKEN": ("The folder {given} already holds a model.", "Name another with --out."),
     "E_NO_CHECKPOINT": ("There is nothing to resume in {given}.", "Start without --resume, or name the folder of an earlier run."),

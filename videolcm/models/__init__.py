@@ -1,4 +1,4 @@
-"""The door: a name or a folder in, a VideoModel out. SOURCES lists what has a name.
+"""The door: a name or a folder in, a VideoModel out. sources.SOURCES lists what has a name.
 
 In: a ref. Out: `load(ref, role)` and `list_models()`. What is behind a ref (prediction type, files, text encoder) stays behind it. It knows
 nothing about sampling, pages or training.
@@ -10,17 +10,15 @@ from pathlib import Path
 
 import torch
 
-from .. import memory
+from .. import memory, sources
 from ..checkpoint import read_weights, sha256_of
 from ..errors import AppError
+from ..sources import ASSETS, SOURCES  # noqa: F401  where the shipped models lie is known from here too
 from ..students import students
 from .base import ModelInfo, VideoModel
 
-ASSETS = Path(__file__).resolve().parents[2] / "assets"
-SOURCES = {  # name: (kind, folder, what it is)
-    "toybox": ("toybox", ASSETS / "toybox", "the embedded model: toys that move over a floor, offline, Apache-2.0"),
-}
 ROLES = ("student", "teacher")
+ADAPTER = "motion_adapter"  # the folder that only AnimateLCM's kind has
 STOCK = "model_index.json"  # what a folder in diffusers' layout has that nobody here wrote
 MODELSCOPE = {"kind": "diffusers", "role": "teacher", "tasks": ["text"], "guidance": 8.0, "fps": 8}  # guidance: diffusers' usual scale of 9
 OFFICIAL = (".pth", ".pt", ".ckpt", ".bin")  # files that `convert` may read and the door does not
@@ -28,14 +26,14 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def list_models():
-    """{name: what it is} of every model that is here: those of SOURCES, and the students that fine-tunes of the page left."""
-    shipped = {name: text for name, (_, folder, text) in SOURCES.items() if (folder / "manifest.json").exists()}
-    return shipped | dict.fromkeys(students(), "a student that was distilled here")
+    """{name: what it is} of every model that is here: those that have a name, and the students that fine-tunes of the page left."""
+    named = {name: source.what for name, source in SOURCES.items() if sources.is_here(name)}
+    return named | dict.fromkeys(students(), "a student that was distilled here")
 
 
 def folder_of(ref):
-    """The folder that a name of `list_models` stands for, or `ref` itself as one."""
-    return SOURCES[ref][1] if ref in SOURCES else students().get(ref) or Path(str(ref))
+    """The folder that a name of `list_models` or on the hub stands for, or `ref` itself as one."""
+    return sources.place_of(ref) or students().get(ref) or Path(str(ref))
 
 
 def load(ref="toybox", role="student", device=None, dtype=None, compiled=False) -> VideoModel:
@@ -65,7 +63,11 @@ def found(ref, role, device, dtype):
         raise AppError("E_ROLE", given=role)
     device = pick_device(device)
     dtype = pick_dtype(dtype, device)
-    folder = folder_of(ref)
+    sources.require_here(ref)
+    which, base = sources.split(ref)
+    folder = folder_of(which)
+    if (folder / ADAPTER).is_dir():
+        return load_parts_of(str(ref), folder, base, role, device, dtype)
     if folder.suffix.lower() in OFFICIAL:
         raise AppError("E_CONVERT", given=folder.name)
     if not any((folder / file).is_file() for file in ("manifest.json", STOCK)):
@@ -79,6 +81,20 @@ def found(ref, role, device, dtype):
     if role == "teacher" and base:
         return found(manifest["base"], role, device, dtype)
     return load_folder(str(ref), folder, base or folder, manifest, places, role, device, dtype)
+
+
+def load_parts_of(name, folder, base, role, device, dtype):
+    """AnimateLCM from the parts in `folder`, around the Stable Diffusion 1.5 that `base`, a ref, names, or the one that lies there."""
+    from .animatediff import load_animatediff
+
+    places = {path.name: path for path in folder.iterdir() if path.is_dir()}
+    if base:
+        places["base"] = folder_of(base)
+    for part in ("base", "lora"):
+        if part not in places or not places[part].is_dir():
+            raise AppError("E_MODEL_PARTS", folder=folder.name, given=part)
+    known = ("base", ADAPTER, "lora", *(part for part in places if part.startswith("controlnet_")))
+    return load_animatediff(name, {part: places[part] for part in known}, role, device, dtype)
 
 
 def pick_device(device):

@@ -34,6 +34,11 @@ class Conditions:
         """The guidance's other branch (Eq. 5): the text becomes `empty` (1, L, D), the maps stay."""
         return replace(self, context=empty.to(self.context).expand_as(self.context))
 
+    def maps(self):
+        """{name: map} of those that at least one sample has."""
+        named = {"depth": self.depth, "sketch": self.sketch, "masked": self.masked}
+        return {name: value for name, value in named.items() if value is not None and value.amax().item() > -1}
+
     def with_maps(self, maps):
         """The same text with `maps` ({"depth": ...}) and no others."""
         return Conditions(self.context, **maps)

@@ -47,10 +47,12 @@ class FolderModel(LatentModel):
         return {name: told for name, told in LEARNED.items() if TASK_OF[name] in self.info.tasks}
 
     def predict(self, x_t, t, cond):
-        if isinstance(self.denoiser, UNet3DConditionModel):
-            return self.denoiser(x_t, t, cond.context, return_dict=False)[0]
-        maps = {name: value for name in self.denoiser.encoders if (value := getattr(cond, name, None)) is not None}
-        return self.denoiser(x_t, t.float(), cond.context, **maps)
+        maps = cond.maps()
+        if not isinstance(self.denoiser, UNet3DConditionModel):
+            return self.denoiser(x_t, t.float(), cond.context, **maps)
+        if maps:
+            raise AppError("E_CONDITION", given=next(iter(maps)), known="none")
+        return self.denoiser(x_t, t, cond.context, return_dict=False)[0]
 
 
 def tasks_of(config):
