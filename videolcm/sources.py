@@ -167,8 +167,9 @@ def missing(name):
 
 
 def must(part):
-    """Patterns of a part that each must have a file: all but those of a whole layout, where one weight tells."""
-    return part.files if part.name else ("model_index.json", "unet/*.safetensors")
+    """Patterns of a part that each must have a file: whatever their number format, and of a whole layout one weight tells."""
+    wanted = part.files if part.name else ("model_index.json", "unet/.safetensors")
+    return [f"{pattern.rpartition('/')[0]}/*.safetensors".lstrip("/") if pattern.endswith(".safetensors") else pattern for pattern in wanted]
 
 
 def is_here(name):

@@ -110,8 +110,8 @@ def merge(net, folder):
     files = [path for path in files if "lora" in path.name.lower()] or files  # on the hub it lies beside the motion adapter
     try:
         weights, alphas, *_ = StableDiffusionLoraLoaderMixin.lora_state_dict(load_file(files[0]), unet_config=net.config)
-        if not weights:
-            raise ValueError("no LoRA")
+        if not any(key.startswith("unet.") and "lora" in key for key in weights):  # diffusers would only warn
+            raise ValueError("no LoRA of the network")
         StableDiffusionLoraLoaderMixin.load_lora_into_unet(weights, network_alphas=alphas, unet=net, adapter_name="lcm")
         net.set_adapters(["lcm"], [LORA_SCALE])
         net.fuse_lora()
