@@ -198,7 +198,7 @@ def require_here(ref):
                 raise AppError("E_OFFLINE", given=one, folder=f"models/{folder.name}")
             if baseless and not lacking:
                 raise AppError("E_BASE", given=one)
-            raise AppError("E_NOT_HERE", given=one, size=size_of(one))
+            raise AppError("E_NOT_HERE", given=one, size=size_of(one), name=one if one in SOURCES else "OWNER/NAME@REVISION")
 
 
 def offline():

@@ -37,11 +37,13 @@ def folder_of(ref):
 
 
 def load(ref="toybox", role="student", device=None, dtype=None, compiled=False) -> VideoModel:
-    """The model that `ref` names: a name of `list_models` or a folder with a manifest.json, as `role` student or teacher.
+    """The model that `ref` names, as `role` student or teacher: a name of `list_models`, a folder (of ours, in diffusers' layout, or of AnimateLCM's
+    parts), OWNER/NAME@REVISION of the hub where it has been fetched, or animatelcm:BASE with a base that is named the same ways.
 
     device and dtype are torch's or their names; left out, CUDA where there is one, and the fastest type the device computes in. Raises
     AppError E_MODEL, E_CONVERT (a checkpoint file instead of a folder), E_ROLE, E_DEVICE, E_DTYPE, E_MODEL_FILE (a file is missing),
-    E_CHECKPOINT (a file was changed), E_MODEL_MEMORY; for folders of diffusers' also E_ROLE_MODEL, E_MODEL_PARTS, E_SCHEDULER.
+    E_CHECKPOINT (a file was changed), E_MODEL_MEMORY; for models from elsewhere also those of `sources.require_here`, E_ROLE_MODEL,
+    E_MODEL_PARTS, E_SCHEDULER. Nothing is downloaded.
     compiled: the denoiser by torch.compile, which takes minutes before the first clip and needs a C++ compiler.
     """
     try:
