@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from videolcm import footage
 from videolcm.models.base import TASKS, ModelInfo, VideoModel
@@ -89,6 +90,15 @@ def light(monkeypatch):
 
     left = {name: row for name, row in conditions.EXTRACTORS.items() if name not in ("hed", "hed-fast", "pidinet")}
     monkeypatch.setattr(conditions, "EXTRACTORS", left)  # a whole one, for the order of its rows is the order of choice
+
+
+@pytest.fixture
+def pretend(monkeypatch):
+    """Tensors without values on a device that is not there: operations on two devices fail as on a real one. Checks of values pass."""
+    for name, answer in {"any": False, "all": True, "tolist": [999, 499], "item": 1.0, "__bool__": True, "__int__": 0}.items():
+        monkeypatch.setattr(FakeTensor, name, lambda self, *_, answer=answer, **__: answer, raising=False)  # tolist: the timesteps of LCM
+    with FakeTensorMode(allow_non_fake_inputs=False):
+        yield
 
 
 @pytest.fixture

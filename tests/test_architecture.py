@@ -9,9 +9,26 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 CORE = {"errors", "schedule", "sampling", "checkpoint", "optim", "render", "scenery", "world", "video", "footage", "conditions", "masks", "guides"}
-CORE |= {"training", "data", "distill", "pipeline", "judge", "metrics", "compare", "uploads", "jobs", "lease", "own_files", "own_clips", "batch"}
+CORE |= {"memory", "sources"}
+CORE |= {
+    "memory",
+    "training",
+    "data",
+    "distill",
+    "pipeline",
+    "judge",
+    "metrics",
+    "compare",
+    "uploads",
+    "jobs",
+    "lease",
+    "own_files",
+    "own_clips",
+    "batch",
+}
 MAY_IMPORT = {
     "errors": set(),
+    "memory": set(),
     "schedule": {"errors"},
     "sampling": {"errors", "schedule"},
     "checkpoint": {"errors"},
@@ -28,10 +45,12 @@ MAY_IMPORT = {
     "own_clips": {"checkpoint", "conditions", "data", "depth", "errors", "footage", "own_files"},
     "distill": {"errors", "models", "data", "schedule", "checkpoint", "training"},
     "students": set(),
+    "sources": {"errors", "students"},
+    "fetch_verb": {"arguments", "errors", "memory", "models", "sources"},
     "lease": set(),
     "jobs": {"errors", "arguments", "checkpoint", "own_files", "students"},
     "previews": {"errors", "pipeline"},
-    "pipeline": {"errors", "guides", "models", "sampling", "video"},
+    "pipeline": {"errors", "guides", "memory", "models", "sampling", "video"},
     "judge": {"errors", "checkpoint", "world"},
     "metrics": {"judge"},
     "compare": {"conditions", "errors", "guides", "judge", "metrics", "pipeline", "students", "world"},
@@ -46,7 +65,7 @@ MAY_IMPORT = {
     "gallery": {"render", "video", "world"},
     "arguments": {"errors"},
     "guide_arguments": {"arguments", "errors", "uploads"},
-    "models": {"errors", "schedule", "checkpoint", "models", "students"},
+    "models": {"errors", "memory", "schedule", "checkpoint", "models", "sources", "students"},
     "convert": {"errors", "checkpoint", "models"},
     "convert_verb": {"arguments", "errors", "convert", "models"},
 }

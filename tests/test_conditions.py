@@ -73,7 +73,7 @@ def test_every_row_says_what_it_is():
     for name, row in EXTRACTORS.items():
         assert set(row.kinds) <= {"depth", "sketch"} and len(row.what) < 80 and row.needs, name
     assert {"hed", "pidinet", "canny"} < {name for name, row in EXTRACTORS.items() if row.kinds == ("sketch",)}
-    assert {"midas", "builtin-depth"} == {name for name, row in EXTRACTORS.items() if row.kinds == ("depth",)}
+    assert {"midas", "dpt-large", "builtin-depth"} == {name for name, row in EXTRACTORS.items() if row.kinds == ("depth",)}
 
 
 @pytest.mark.parametrize("name", ["hed", "hed-fast", "canny", "as-is"])
@@ -234,6 +234,20 @@ def test_midas_agrees_with_transformers_own_way(midas_folder, monkeypatch):
     assert next(iter(known("depth"))) == "midas"
 
 
+def test_the_large_one_is_taken_for_who_learned_from_it_in_its_own_units(midas_folder, monkeypatch):
+    monkeypatch.setenv("VIDEOLCM_DPT_LARGE", str(midas_folder))
+    frames = np.stack([photo(height=96, width=128), photo("coffee.png", 96, 128)])
+    assert choose("depth", frames, "dpt-large") == "dpt-large" == choose("depth", frames)
+    assert choose("depth", frames, "pidinet") == "dpt-large"  # what cannot make such a map is not asked
+    raw, halved = extract("dpt-large", frames, scale=np.asarray), extract("dpt-large", frames, scale=half)
+    assert np.array_equal(halved, raw / 2) and np.array_equal(extract("dpt-large", frames), per_clip(raw))
+    assert extract("dpt-large", frames, scale=half) is halved  # each range is kept by itself
+
+
+def half(values):
+    return values / 2
+
+
 def test_midas_is_not_fetched_offline(tmp_path, monkeypatch):
     monkeypatch.setattr(conditions, "ASSETS", tmp_path)
     monkeypatch.delenv("VIDEOLCM_MIDAS", raising=False)
@@ -364,7 +378,7 @@ def test_one_colour_is_no_map():
 def test_what_is_chosen_for_a_film_can_be_done_here(monkeypatch):
     frames = np.stack([photo(height=64, width=64)])
     assert choose("sketch", frames) == "hed"
-    monkeypatch.setattr(conditions, "midas_place", lambda: None)
+    monkeypatch.setattr(conditions, "midas_place", lambda name: None)
     assert choose("depth", frames) == "builtin-depth"
 
 

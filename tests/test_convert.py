@@ -5,14 +5,14 @@ import os
 import pickle
 import re
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, LCMScheduler, UNet3DConditionModel
+from real import DATA, official, place_parts, recorded, tensors_of
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from videolcm import __main__ as command_line
 from videolcm import models
@@ -22,23 +22,7 @@ from videolcm.models.base import Conditions
 from videolcm.models.vgen import NEGATIVE_PROMPT, PROMPT_SUFFIX, load_state_dict
 from videolcm.pipeline import Request, generate
 
-DATA = Path(__file__).parent / "data" / "vgen"
 ONE_LINE = re.compile(r"\[(E_[A-Z_]+)\] [A-Z].*\. [A-Z].*\.")
-
-
-def tensors_of(name):
-    return {key: value.float() for key, value in load_file(DATA / f"tiny_{name}.weights.safetensors").items()}
-
-
-def recorded(name, case):
-    return {
-        key.removeprefix(f"{case}/"): value for key, value in load_file(DATA / f"tiny_{name}.io.safetensors").items() if key.startswith(f"{case}/")
-    }
-
-
-def official(path, name="t2v", **wrapping):
-    torch.save({"state_dict": tensors_of(name), "step": 544000} | wrapping, path)
-    return path
 
 
 def convert(path, out, *more):
@@ -221,20 +205,6 @@ def test_bad_config_files(tmp_path, capsys, text):
 
 
 # ---- the door
-
-
-def place_parts(folder, width):
-    """A tiny random text encoder with its tokenizer and an autoencoder, in diffusers' layout."""
-    torch.manual_seed(5)
-    letters = [*map(chr, range(33, 127))]
-    vocabulary = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
-    CLIPTokenizer(vocab={word: i for i, word in enumerate(vocabulary)}, merges=[]).save_pretrained(folder / "tokenizer")
-    heads = dict(num_attention_heads=2, num_hidden_layers=2, bos_token_id=0, eos_token_id=1, pad_token_id=1)
-    text = CLIPTextConfig(vocab_size=len(vocabulary), hidden_size=width, intermediate_size=32, **heads)
-    CLIPTextModel(text).save_pretrained(folder / "text_encoder")
-    blocks = dict(down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4)
-    AutoencoderKL(block_out_channels=(8, 8, 8, 8), norm_num_groups=4, layers_per_block=1, **blocks).save_pretrained(folder / "vae")
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,17 @@
-"""What the README tells other programs to do, run as it stands there against a page with a known model."""
+"""What the README tells other programs to do, run as it stands there: against a page with a known model, and on tiny weights in real layouts."""
 
+import os
 import re
+import shlex
 from pathlib import Path
 
 import gradio_client
 import pytest
 from conftest import FakeModel
+from real import animatelcm, modelscope, official, place_parts
 
+from videolcm import __main__ as command_line
+from videolcm.sources import SOURCES
 from videolcm.ui import Engine, build_ui, launch
 from videolcm.video import read_settings
 
@@ -14,10 +19,13 @@ README = Path(__file__).resolve().parents[1] / "README.md"
 ADDRESS = "http://127.0.0.1:7860"  # where the README says that the page is
 
 
-def blocks_of(section):
-    """The Python code of a section of the README, block by block."""
-    text = re.search(rf"\n## {section}\n(.*?)\n## ", README.read_text(encoding="utf-8"), re.DOTALL)[1]
-    return re.findall("```python\n(.*?)```", text, re.DOTALL)
+def section_of(title):
+    return re.search(rf"\n## {title}\n(.*?)\n## ", README.read_text(encoding="utf-8"), re.DOTALL)[1]
+
+
+def blocks_of(section, language="python"):
+    """The code of a section of the README, block by block."""
+    return re.findall(f"```{language}\n(.*?)```", section_of(section), re.DOTALL)
 
 
 @pytest.fixture
@@ -41,3 +49,45 @@ def test_the_examples_for_other_programs_run(page, capsys):
     assert read_settings(names["grid"])["cells"] == [cell["settings"] for cell in names["cells"]]
     told = capsys.readouterr().out.splitlines()
     assert told[-4] == "3 clips are made" and told[-1].startswith("teacher, 20 steps, ddim, 40 evaluations 40 ")
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch, light):
+    """A folder with tiny weights where the README says that real ones go."""
+    animatelcm(tmp_path / "models" / "animatelcm")
+    for kind in ("motion_adapter", "controlnet_depth", "controlnet_softedge"):
+        folder = tmp_path / "models" / "animatelcm" / kind
+        (folder / "diffusion_pytorch_model.safetensors").rename(folder / "diffusion_pytorch_model.fp16.safetensors")
+    (tmp_path / "models" / "modelscope").mkdir()
+    modelscope(tmp_path / "models" / "modelscope")
+    official(tmp_path / "videolcm_t2v_non_ema_544000.pth")
+    os.symlink(README.parent / "assets", tmp_path / "assets")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_commands_for_other_models_run(elsewhere, capsys):
+    lines = [line for block in blocks_of("Other models", "sh") for line in block.splitlines()]
+    here = [line for line in lines if "OWNER/NAME" not in line and "my-clips" not in line and "runs/mine" not in line]
+    assert len(here) == 6
+    for line in here:
+        if line.startswith("#"):
+            place_parts(elsewhere / "models" / "videolcm-t2v", 16)
+            continue
+        python, _, module, *arguments = shlex.split(line)
+        assert (python, module) == ("python", "videolcm")
+        small = ["--frames", "8", "--size", "128x128"] if arguments[0] == "generate" else []
+        assert command_line.main([*arguments, *small]) == 0, line
+    made = {"panda.mp4": "animatelcm", "sketch.mp4": "animatelcm", "teacher.mp4": "modelscope", "official.mp4": "videolcm-t2v"}
+    assert {name: read_settings(elsewhere / name)["model"] for name in made} == made
+    assert "research and non-commercial use only" in capsys.readouterr().err
+
+
+def test_the_table_of_models_is_the_one_in_the_code():
+    rows = re.findall(r"^\| `(\w[\w-]*)` \| (.*) \|$", section_of("Other models"), re.MULTILINE)
+    assert [name for name, _ in rows] == list(SOURCES)
+    for name, row in rows:
+        _, tasks, _, download, licence = row.split(" | ")
+        source = SOURCES[name]
+        assert tasks == ", ".join(source.tasks) and ("research" in licence) == source.research
+        assert f"{source.size / 1e9:.1f} GB" in download if source.parts else download in ("none", "by hand")

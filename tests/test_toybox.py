@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from tiny import CODEC, DENOISER, TEXT, codec, denoiser, randn, text, toybox
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from videolcm.models.base import Conditions
 from videolcm.models.codec import Codec
@@ -254,16 +253,6 @@ def test_a_prompt_means_the_same_in_any_company():
 
 
 # ---- devices
-
-
-@pytest.fixture
-def pretend(monkeypatch):
-    """Tensors without values on a device that is not there: operations on two devices fail as on a real one. Checks of values pass."""
-    monkeypatch.setattr(FakeTensor, "any", lambda self: False, raising=False)
-    monkeypatch.setattr(FakeTensor, "all", lambda self: True, raising=False)
-    monkeypatch.setattr(FakeTensor, "tolist", lambda self: [999, 499], raising=False)  # of the two timesteps of LCM
-    with FakeTensorMode(allow_non_fake_inputs=False):
-        yield
 
 
 def fake_toybox(dtype):

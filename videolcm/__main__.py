@@ -15,6 +15,7 @@ from .arguments import Parser, exit_code, number, report
 from .batch_verb import batch_arguments, end_batch, require_one_way, run_batch
 from .convert_verb import convert_arguments, run_convert
 from .errors import AppError
+from .fetch_verb import fetch_arguments, models_arguments, run_fetch, run_models
 from .guide_arguments import guide_arguments, material_of
 from .measure_verbs import bench_arguments, evaluate_arguments, run_bench, run_evaluate
 from .train_verbs import distill_arguments, pretrain_arguments, run_distill, run_pretrain
@@ -43,6 +44,7 @@ def request_arguments(parser, steps=ONE_COUNT, sampler="lcm, tcd or ddim (defaul
     guide_arguments(parser)
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: the best there is)")
     parser.add_argument("--dtype", metavar="NAME", help=f"{', '.join(DTYPES)} (default: what suits the device)")
+    parser.add_argument("--compile", action="store_true", help="use torch.compile: faster after minutes, needs a C++ compiler")
 
 
 def generate_arguments(parser):
@@ -156,6 +158,8 @@ VERBS = {  # verb: (what it does, declares its arguments, runs and returns the J
     "evaluate": ("text match over many prompts, by the judge", evaluate_arguments, run_evaluate),
     "bench": ("speed and size on this machine", bench_arguments, run_bench),
     "distill": ("train a student of a teacher (Sec. 3.2)", distill_arguments, run_distill),
+    "models": ("list what can be run, and what of it is here", models_arguments, run_models),
+    "fetch": ("download a model, asked first", fetch_arguments, run_fetch),
     "convert": ("make a model folder of an official .pth", convert_arguments, run_convert),
 }
 
@@ -187,10 +191,13 @@ def request_of(args):
 
 def load_model(args):
     """The model that the arguments name."""
-    from . import models
+    from . import models, sources
 
     device = models.pick_device(args.device)
-    return models.load(args.model, role=args.role, device=device, dtype=models.pick_dtype(args.dtype, device))
+    if sources.licence_of(args.model):
+        report(sources.licence_of(args.model))
+    compiled = {"compiled": True} if args.compile else {}
+    return models.load(args.model, role=args.role, device=device, dtype=models.pick_dtype(args.dtype, device), **compiled)
 
 
 def watched(events):

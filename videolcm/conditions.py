@@ -8,7 +8,7 @@ import hashlib
 import os
 import warnings
 from collections import OrderedDict
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import import_module
 from pathlib import Path
 from pickle import UnpicklingError
@@ -28,29 +28,35 @@ ASSETS = Path(__file__).resolve().parents[1] / "assets"
 KINDS = ("depth", "sketch")
 HED_FILE, HED_SHA256 = "hed_bsds500.safetensors", "902c367207e808e67411a56e84f7541370eb82d4216a70f1b53164a9767a8558"
 PIDINET_FILE, PIDINET_REPO = "table5_pidinet.pth", "lllyasviel/Annotators"
-MIDAS_FILES, MIDAS_REPO, MIDAS_REVISION = "config.json and pytorch_model.bin", "Intel/dpt-hybrid-midas", "11eaf7a1cf4bd70740697dbc216f98980c0aeb03"
 MIDAS_UNUSED = "neck.fusion_stage.layers.0.residual_layer1."  # of the first fusion, which has nothing to fuse with: no file holds it
+MIDAS = {  # extractor: (repository, revision, its files, the variable that may name their folder)
+    "midas": ("Intel/dpt-hybrid-midas", "11eaf7a1cf4bd70740697dbc216f98980c0aeb03", "config.json and pytorch_model.bin", "VIDEOLCM_MIDAS"),
+    "dpt-large": ("Intel/dpt-large", "bc15f29aa3a80d532f2ed650b5e16ac48d8958f9", "config.json and model.safetensors", "VIDEOLCM_DPT_LARGE"),
+}
 CANNY = 100, 200  # thresholds, fixed so that a clip's frames are treated alike
 KEEP = 8  # maps
 
 
 class Extractor(NamedTuple):
-    """A row of EXTRACTORS. `ready()`: whether its weights are here; `function(frames, device, dtype)` gives the map."""
+    """A row of EXTRACTORS. `ready()`: whether its weights are here; `function(frames, device, dtype)` gives the map, which `scale` then brings
+    to [0, 1] where it is in units of its own."""
 
     kinds: tuple[str, ...]  # what its map can serve as
     what: str  # for people
     needs: str
     ready: callable
     function: callable
+    scale: callable = np.asarray
 
 
 # ---- asking
 
 
-def extract(name, frames, device=None, dtype=None):
+def extract(name, frames, device=None, dtype=None, scale=None):
     """frames uint8 (F, H, W, 3) -> float32 (F, H, W) in [0, 1], read only, by EXTRACTORS[name].
 
-    device: the processor if left out; dtype: float32 if left out; canny and as-is need neither, and pidinet and midas stay in float32.
+    device: the processor if left out; dtype: float32 if left out; canny and as-is need neither, and pidinet and MiDaS stay in float32.
+    scale: a function in place of the row's own, for networks that were trained on an extractor's values in another range.
     Asking again for the same pixels gives the same array without computing. Raises AppError E_EXTRACTOR, E_CLIP, E_WEIGHTS, E_PACKAGE,
     E_MODEL_FILE, E_CHECKPOINT.
     """
@@ -58,8 +64,8 @@ def extract(name, frames, device=None, dtype=None):
         raise AppError("E_EXTRACTOR", given=name, known=", ".join(EXTRACTORS))
     check_clip(frames)
     device, dtype = torch.device(device or "cpu"), dtype or torch.float32
-    digest = hashlib.sha256(np.ascontiguousarray(frames)).hexdigest()
-    return MAPS.get((digest, frames.shape, name, device.type, dtype), lambda: EXTRACTORS[name].function(frames, device, dtype))
+    digest, scale = hashlib.sha256(np.ascontiguousarray(frames)).hexdigest(), scale or EXTRACTORS[name].scale
+    return MAPS.get((digest, frames.shape, name, device.type, dtype, scale), lambda: scale(EXTRACTORS[name].function(frames, device, dtype)))
 
 
 def known(kind):
@@ -67,12 +73,14 @@ def known(kind):
     return {name: row.what for name, row in EXTRACTORS.items() if kind in row.kinds and row.ready()}
 
 
-def choose(kind, frames):
-    """The name of the extractor to use for `frames` when nobody chose: as-is for a clip that is such a map, else the best that is here."""
+def choose(kind, frames, preferred=None):
+    """The name of the extractor to use for `frames` when nobody chose: as-is for a clip that is such a map, else `preferred` if it is here,
+    else the best that is."""
     check_clip(frames)
     if looks_like_map(frames, kind):
         return "as-is"
-    return next((name for name in known(kind) if name != "as-is"), "builtin-depth")  # a sketch can always be made
+    here = [name for name in known(kind) if name != "as-is"]
+    return preferred if preferred in here else next(iter(here), "builtin-depth")  # a sketch can always be made
 
 
 def check_clip(frames):
@@ -225,36 +233,38 @@ def canny(frames, device, dtype):
 # ---- depth
 
 
-def midas_place():
-    """The folder that holds MiDaS: what VIDEOLCM_MIDAS names, else assets/midas; else None."""
-    folder = Path(os.environ.get("VIDEOLCM_MIDAS") or ASSETS / "midas")
+def midas_place(name):
+    """The folder that holds the weights of a row of MIDAS: what its variable names, else the one in assets; else None."""
+    folder = Path(os.environ.get(MIDAS[name][3]) or ASSETS / name)
     return folder if (folder / "config.json").is_file() else None
 
 
-def midas_ready():
-    return midas_place() is not None
+def midas_ready(name):
+    return midas_place(name) is not None
 
 
-@lru_cache(maxsize=1)
-def midas_network(place, device):
-    """transformers' DPT with weights from a folder, or of a pinned revision from the hub. AppError E_WEIGHTS if they are not whole."""
+@lru_cache(maxsize=2)
+def midas_network(name, place, device):
+    """transformers' DPT with weights from a folder, or of the pinned revision from the hub. AppError E_WEIGHTS if they are not whole."""
     from transformers import DPTForDepthEstimation
 
-    where = {"local_files_only": True} if place else {"revision": MIDAS_REVISION, "use_safetensors": False}  # that revision has none
+    repo, revision, files, _ = MIDAS[name]
+    where = {"local_files_only": True} if place else {"revision": revision, "use_safetensors": "safetensors" in files}
     try:
-        net, told = DPTForDepthEstimation.from_pretrained(place or MIDAS_REPO, output_loading_info=True, **where)
+        net, told = DPTForDepthEstimation.from_pretrained(place or repo, output_loading_info=True, **where)
     except (OSError, ValueError, RuntimeError) as error:
-        raise no_weights("midas", MIDAS_FILES, MIDAS_REPO) from error
-    if any(not name.startswith(MIDAS_UNUSED) for name in told["missing_keys"]):
-        raise no_weights("midas", MIDAS_FILES, MIDAS_REPO)
+        raise no_weights(name, files, repo) from error
+    if any(not key.startswith(MIDAS_UNUSED) for key in told["missing_keys"]):
+        raise no_weights(name, files, repo)
     return net.to(device).eval().requires_grad_(False)
 
 
-def midas(frames, device, dtype):
-    """MiDaS v3 (DPT, arXiv 2103.13413): inverse depth of pictures in [-1, 1], which this network reads as squares."""
-    if not midas_ready() and os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE"):
-        raise no_weights("midas", MIDAS_FILES, MIDAS_REPO)
-    net = midas_network(midas_place(), device)
+def midas(frames, device, dtype, name="midas"):
+    """MiDaS v3 (DPT, arXiv 2103.13413): inverse depth, in no unit, of pictures in [-1, 1], which this network reads as squares."""
+    repo, _, files, _ = MIDAS[name]
+    if not midas_ready(name) and os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE"):
+        raise no_weights(name, files, repo)
+    net = midas_network(name, midas_place(name), device)
     side = net.config.image_size
 
     def network(pixels):
@@ -262,7 +272,12 @@ def midas(frames, device, dtype):
         made = net(square.clamp(-1, 1)).predicted_depth[:, None]
         return F.interpolate(made, pixels.shape[2:], mode="bicubic", align_corners=False)[:, 0]
 
-    return per_clip(mapped(network, frames, device, torch.float32))
+    return mapped(network, frames, device, torch.float32)
+
+
+def needs(name):
+    """What the row of MIDAS wants, for people."""
+    return f"{MIDAS[name][2]} of {MIDAS[name][0]}"
 
 
 def builtin_ready():
@@ -294,7 +309,15 @@ def always():
 
 
 EXTRACTORS = {  # name: Extractor; of each kind the best first
-    "midas": Extractor(("depth",), "MiDaS: depth of any scene, slow without a GPU", f"{MIDAS_FILES} of {MIDAS_REPO}", midas_ready, midas),
+    "midas": Extractor(("depth",), "MiDaS: depth of any scene, slow without a GPU", needs("midas"), partial(midas_ready, "midas"), midas, per_clip),
+    "dpt-large": Extractor(
+        ("depth",),
+        "MiDaS, the large one: what VideoLCM's own depth was trained on, slower",
+        needs("dpt-large"),
+        partial(midas_ready, "dpt-large"),
+        partial(midas, name="dpt-large"),
+        per_clip,
+    ),
     "builtin-depth": Extractor(("depth",), "built-in depth: made for simple scenes, fast", "nothing more", builtin_ready, builtin_depth),
     "hed": Extractor(("sketch",), "HED: soft outlines, as an artist would draw them", "nothing more", always, hed),
     "hed-fast": Extractor(("sketch",), "HED at half the size: fewer lines, four times as fast", "nothing more", always, hed_fast),

@@ -13,9 +13,9 @@ from tempfile import TemporaryDirectory
 import torch
 from safetensors import SafetensorError
 
-from .checkpoint import sha256_of, write_json, write_weights
+from .checkpoint import sha256_of, write_json
 from .errors import AppError
-from .models.folder import FILES, FPS, GUIDANCE, scheduler_of, tasks_of
+from .models.folder import FPS, GUIDANCE, scheduler_of, tasks_of, write_parts
 from .models.vgen import UNET3D_HEADS, load_state_dict
 
 LICENCE = "research and non-commercial use only: ali-vilab/VGen's disclaimer (trained on WebVid-10M and LAION-400M)"
@@ -76,14 +76,7 @@ def write_folder(net, role, source, out):
     out.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".convert-", dir=out) as temporary:
         new = Path(temporary)
-        net.unet.save_pretrained(new / "unet", max_shard_size="1TB")
-        scheduler_of(role).save_pretrained(new / "scheduler")
-        extra = {name: value for name, value in net.state_dict().items() if not name.startswith("unet.")}
-        if extra:
-            (new / "conditions").mkdir()
-            write_weights(new / FILES["conditions"], extra)
-            write_json(new / "conditions" / "config.json", asdict(net.config))
-        manifest = manifest_of(net, role, source, new)
+        manifest = manifest_of(net, role, source, write_parts(net, scheduler_of(role), new))
         write_json(new / "manifest.json", manifest)
         for entry in ENTRIES:
             if (new / entry).exists():
@@ -91,7 +84,7 @@ def write_folder(net, role, source, out):
     return manifest
 
 
-def manifest_of(net, role, source, folder):
+def manifest_of(net, role, source, files):
     return {
         "kind": "vgen",
         "role": role,
@@ -101,5 +94,5 @@ def manifest_of(net, role, source, folder):
         "source": source,
         "licence": LICENCE,
         "config": asdict(net.config),
-        "files": {part: {"file": file, "sha256": sha256_of(folder / file)} for part, file in FILES.items() if (folder / file).exists()},
+        "files": files,
     }

@@ -25,7 +25,7 @@ def run_convert(args):
         raise AppError("E_ROLE", given=args.role)
     config = read_config(args.config) if args.config else None
     from .convert import LICENCE, convert
-    from .models.folder import PARTS
+    from .models.latent import PARTS
 
     report(f"Licence of the weights: {LICENCE}.")
     manifest = convert(args.checkpoint, args.out, config, args.role)

@@ -83,21 +83,26 @@ def latent_path(folder, kind, index):
     return Path(folder) / f"latents-{kind}-{index:05d}.safetensors"
 
 
-def cache_latents(folder, encode):
-    """Encodes every rendered shard in `folder` that has no latents yet; yields the path of each. `encode`: pixels (1, 3, F, H, W) -> latents."""
+def cache_latents(folder, encode, into=None):
+    """Encodes every rendered shard in `folder` that has no latents yet in `into` (the same folder, if None); yields the path of each.
+
+    `encode`: pixels (1, 3, F, H, W) -> latents.
+    """
+    into = Path(into or folder)
+    into.mkdir(parents=True, exist_ok=True)
     for path in sorted(Path(folder).glob("*-[0-9][0-9][0-9][0-9][0-9].safetensors")):
         if path.name.startswith("latents-"):
             continue
         kind, index = path.stem.rsplit("-", 1)
-        if not latent_path(folder, kind, int(index)).exists():
-            cache_shard(path, latent_path(folder, kind, int(index)), encode)
+        if not latent_path(into, kind, int(index)).exists():
+            cache_shard(path, latent_path(into, kind, int(index)), encode)
             yield path
 
 
 def cache_shard(path, target, encode):
     rows, kept = load_file(path), {}
     pixels = torch.from_numpy(rows["frames"]).permute(0, 4, 1, 2, 3)  # (N, 3, F, H, W) uint8
-    latents = torch.cat([encode(clip[None].float() / 127.5 - 1) for clip in pixels])  # (N, 48, 4, 16, 16)
+    latents = torch.cat([encode(clip[None].float() / 127.5 - 1).cpu() for clip in pixels])  # (N, 48, 4, 16, 16)
     kept["latents"] = latents.half().contiguous().numpy()  # safetensors writes memory as it lies
     kept["rgb"] = shrunk(rows["frames"], 4)  # (N, 16, 64, 64, 3): what surrounds a hole
     kept["look"] = shrunk(rows["frames"][:, ::2], 2)  # (N, 8, 128, 128, 3): what the judge sees

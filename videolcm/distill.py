@@ -16,7 +16,7 @@ import torch
 from .checkpoint import write_json
 from .data import CLIPS_PER_SHARD, MAPS, Clips, cache_latents, conditions, render_shards
 from .errors import AppError
-from .models.toybox import write_network
+from .models import write_student as write_denoiser
 from .schedule import consistency, guide
 from .training import Stage, averaged_weights, generator
 
@@ -68,15 +68,16 @@ def distill_stage(teacher, clips, config):
     )
 
 
-def toybox_clips(folder, teacher, report, least=600):
-    """Cached clips of Toybox in `folder`: rendered and encoded first where there are fewer than `least`. `report(line)` hears of it."""
-    shards = -(-least // CLIPS_PER_SHARD)
-    if len(list(Path(folder).glob("latents-plain-*.safetensors"))) < shards:
+def toybox_clips(folder, teacher, report, least=600, latents=None):
+    """Clips of Toybox in `folder`, their latents in `latents` (the same, if None): rendered and encoded first where there are fewer than
+    `least`. `report(line)` hears of it."""
+    shards, latents = -(-least // CLIPS_PER_SHARD), latents or folder
+    if len(list(Path(latents).glob("latents-plain-*.safetensors"))) < shards:
         for index in render_shards(folder, "plain", range(shards)):
             report(f"rendered {index + 1}/{shards}")
-        for path in cache_latents(folder, teacher.encode):
+        for path in cache_latents(folder, teacher.encode, latents):
             report(f"encoded {path.stem}")
-    return cached_clips(folder)
+    return cached_clips(latents)
 
 
 def cached_clips(folder):
@@ -96,9 +97,9 @@ def finished_student(out, teacher):
 
 def write_student(out, base, net, iteration, config):
     """Makes the run folder `out` a model that the door loads: the denoiser `net` after so many iterations, and a manifest that names its base."""
-    entry = write_network(Path(out) / "student.safetensors", net)
+    written = write_denoiser(net, base, out)
     distilled = {"iteration": iteration, **asdict(config)}
-    write_json(Path(out) / "manifest.json", {"base": base, "files": {"student": entry}, "distilled": distilled})
+    write_json(Path(out) / "manifest.json", {"base": base, **written, "distilled": distilled})
 
 
 def student_iteration(out):

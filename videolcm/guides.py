@@ -7,31 +7,37 @@ finished clip put back around its hole. It knows nothing about networks, files o
 import numpy as np
 import torch
 
-from .conditions import choose, extract
+from .conditions import choose, extract, per_clip
 from .masks import composite, masked_map, overlay
 
 MAPS_OF = {"text": (), "depth": ("depth",), "sketch": ("sketch",), "inpaint": ("masked",)}  # what each task follows
 EXTRAS = ("depth", "sketch")  # what it may follow too
 
 
-def guides_of(request, device, dtype):
-    """(maps, shown) of a request: {name: float32 (C, F, H, W)} as Conditions has them, {name: uint8 (F, H, W, 3)} as people see them.
+def guides_of(request, device, dtype, learned=None):
+    """(maps, shown, remarks) of a request: {name: float32 (C, F, H, W)} as Conditions has them, {name: uint8 (F, H, W, 3)} as people see them,
+    and sentences on maps of another kind than `learned` (VideoModel.learned) names.
 
     Extractors run on `device` in `dtype` and keep their last answers, so that another number of steps costs nothing. AppError as `extract`.
     """
-    maps, shown = {}, {}
+    maps, shown, remarks = {}, {}, []
     for name in dict.fromkeys((*MAPS_OF[request.task], *request.also)):
         if name == "masked":
             maps[name], shown[name] = masked_map(request.video, request.hole), overlay(request.video, request.hole)
-        else:
-            found = extract(extractor_of(name, request), request.video, device, dtype)  # (F, H, W)
-            maps[name], shown[name] = found[None], grey(found)
-    return maps, shown
+            continue
+        wanted = (learned or {}).get(name)
+        chosen = extractor_of(name, request, wanted and wanted.extractor)
+        scale = wanted.scale if wanted and chosen == wanted.extractor else None
+        found = extract(chosen, request.video, device, dtype, scale)  # (F, H, W)
+        maps[name], shown[name] = found[None], grey(per_clip(found) if scale else found)
+        if wanted and not (wanted.exact and chosen == wanted.extractor):
+            remarks.append(f"This model learned {name} from {wanted.what}; here it is {chosen}'s, and may be followed less well.")
+    return maps, shown, tuple(remarks)
 
 
-def extractor_of(name, request):
-    """The extractor that the request asks for where `name` is its task's own map, else the best that is here."""
-    return request.extractor if request.extractor and name == request.task else choose(name, request.video)
+def extractor_of(name, request, preferred=None):
+    """The extractor that the request asks for where `name` is its task's own map, else `preferred` if it is here, else the best that is."""
+    return request.extractor if request.extractor and name == request.task else choose(name, request.video, preferred)
 
 
 def grey(values):

@@ -16,6 +16,7 @@ from numbers import Integral, Real
 import numpy as np
 import torch
 
+from . import memory
 from .errors import AppError
 from .models.base import TASKS, Conditions
 from .sampling import GAMMA, SAMPLERS, Noise, guided
@@ -151,21 +152,35 @@ def generate(model, request, prepare=None):
     `prepare(model, request) -> (cond, empty)` is `encode_prompt`, or something that gives the same but need not make it anew.
 
     AppError E_TASK_MODEL if the model does not do the task, E_TASK_INPUT if the task needs a video, E_NONFINITE if its values are not
-    numbers. Preview and conversion to uint8 are counted in their stages' seconds; the result's write is 0 until `save`.
+    numbers, E_MEMORY where memory runs out, when all of the clip has been freed. Preview and conversion to uint8 are counted in their stages'
+    seconds; the result's write is 0 until `save`.
     """
     request = settle(model, request)
+    try:
+        yield from made(model, request, prepare)
+        return
+    except Exception as error:
+        if not memory.ran_out(error):
+            raise
+    memory.free()
+    more = ", or guidance 0" if request.guidance else ""
+    raise AppError("E_MEMORY", frames=request.frames, size=f"{request.width}x{request.height}", more=more)
+
+
+def made(model, request, prepare):
+    """The events of a request that is settled."""
     watch, denoise = Stopwatch(), Counted(model.denoise)
     yield Progress("text", 0, 1)
     with watch("text"):
         cond, empty = (prepare or encode_prompt)(model, request)
     yield Progress("text", 1, 1)
-    denoise_guided, maps = guided(denoise, empty, request.guidance), {}
+    denoise_guided, maps, remarks = guided(denoise, empty, request.guidance), {}, ()
     if request.task != "text":
         from . import guides  # brings OpenCV and the extractors, which text alone does without
 
         yield Progress("conditions", 0, 1)
         with watch("conditions"):
-            found, maps = guides.guides_of(request, model.device, model.dtype)
+            found, maps, remarks = guides.guides_of(request, model.device, model.dtype, model.learned)
             cond = guides.following(cond, found, model.device)
         denoise_guided = guides.steered(denoise_guided, request.strength)
         yield Progress("conditions", 1, 1, next(iter(maps.values())))
@@ -182,7 +197,7 @@ def generate(model, request, prepare=None):
         frames = decode(model, latents, request.frames)
         frames = guides.put_back(request, frames) if maps else frames
     yield Progress("decode", 1, 1)
-    yield finished(model, request, frames, timed(watch.seconds), denoise.nfe, maps)
+    yield finished(model, request, frames, timed(watch.seconds), denoise.nfe, maps, remarks)
 
 
 def save(result, path):
@@ -248,9 +263,9 @@ def to_frames(pixels):
     return levels.round().to(torch.uint8).permute(1, 2, 3, 0).contiguous().cpu().numpy()
 
 
-def finished(model, request, frames, seconds, nfe, maps):
+def finished(model, request, frames, seconds, nfe, maps, remarks=()):
     """The Result, its settings complete."""
-    return Result(frames, settings_of(model, request), seconds, nfe, sha256_of(frames), notices(model, request.prompt), maps)
+    return Result(frames, settings_of(model, request), seconds, nfe, sha256_of(frames), (*notices(model, request.prompt), *remarks), maps)
 
 
 def settings_of(model, request):

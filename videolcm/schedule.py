@@ -13,23 +13,36 @@ from .errors import AppError
 
 SOLVER_STEPS = 50  # points of the solver's grid 19, 39 ... 999 that LCM steps are chosen from (VGen and diffusers agree)
 LCM_LIMIT = 8  # more steps than this gain nothing over the grid: use DDIM
+POWERS = {"scaled_linear": 2, "linear": 1}  # diffusers' names for how betas grow
 CLEAN = -1  # the timestep after the last one: alpha 1, sigma 0
 
 
 class Schedule:
     """alpha_t = sqrt(abar_t) and sigma_t = sqrt(1 - abar_t) for integer train timesteps t = 0 .. train_steps - 1; 0 is nearly clean.
 
-    Betas are scaled-linear. With `zero_terminal_snr` the last timestep is pure noise (alpha 0; Lin et al., arXiv 2305.08891, Algorithm 1),
-    as VideoLCM and Toybox have it; Stable Diffusion 1.5 and ModelScope have the plain schedule. Wherever a method takes `t`, it is an int
-    for the whole batch or a (B,) integer tensor; other timesteps raise AppError E_NUMBER. `alphas_cumprod` (train_steps,) is float64.
+    Betas are scaled-linear, or linear as AnimateDiff has them. With `zero_terminal_snr` the last timestep is pure noise (alpha 0; Lin et al.,
+    arXiv 2305.08891, Algorithm 1), as VideoLCM and Toybox have it; Stable Diffusion 1.5 and ModelScope have the plain schedule. Wherever a method
+    takes `t`, it is an int for the whole batch or a (B,) integer tensor; other timesteps raise AppError E_NUMBER. `alphas_cumprod` (train_steps,)
+    is float64.
     """
 
-    def __init__(self, train_steps=1000, beta_start=0.00085, beta_end=0.012, zero_terminal_snr=True, sigma_data=0.5, timestep_scaling=10.0):
+    def __init__(
+        self,
+        train_steps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        zero_terminal_snr=True,
+        sigma_data=0.5,
+        timestep_scaling=10.0,
+        beta_schedule="scaled_linear",
+    ):
+        if beta_schedule not in POWERS:
+            raise AppError("E_NUMBER", name="The schedule of betas", range=" or ".join(POWERS), given=beta_schedule)
         if not 0 < beta_start <= beta_end < 1:
             raise AppError("E_NUMBER", name="The pair of betas", range="ascending between 0 and 1", given=(beta_start, beta_end))
         self.train_steps, self.zero_terminal_snr = train_steps, zero_terminal_snr
         self.sigma_data, self.timestep_scaling = sigma_data, timestep_scaling
-        self.alphas_cumprod = alphas_cumprod(train_steps, beta_start, beta_end, zero_terminal_snr)  # (T,)
+        self.alphas_cumprod = alphas_cumprod(train_steps, beta_start, beta_end, zero_terminal_snr, POWERS[beta_schedule])  # (T,)
         ends_clean = torch.cat([self.alphas_cumprod, self.alphas_cumprod.new_ones(1)])  # the last entry is found at t = CLEAN = -1
         self._table = torch.stack([ends_clean.sqrt(), (1 - ends_clean).sqrt()]).float()  # (2, T + 1)
 
@@ -150,9 +163,9 @@ class Schedule:
         return torch.as_tensor(t).float() * self.timestep_scaling
 
 
-def alphas_cumprod(train_steps, beta_start, beta_end, zero_terminal_snr):
-    """abar, float64 (train_steps,), of scaled-linear betas."""
-    betas = torch.linspace(beta_start**0.5, beta_end**0.5, train_steps, dtype=torch.float64) ** 2
+def alphas_cumprod(train_steps, beta_start, beta_end, zero_terminal_snr, power=2):
+    """abar, float64 (train_steps,), of betas whose root of that power is linear in t."""
+    betas = torch.linspace(beta_start ** (1 / power), beta_end ** (1 / power), train_steps, dtype=torch.float64) ** power
     root = (1 - betas).cumprod(0).sqrt()  # sqrt(abar), (T,)
     if zero_terminal_snr:
         # sqrt(abar_t) <- (sqrt(abar_t) - sqrt(abar_T)) sqrt(abar_0) / (sqrt(abar_0) - sqrt(abar_T))

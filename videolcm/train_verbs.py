@@ -65,7 +65,7 @@ def distill_arguments(parser):
     parser.add_argument("--images", type=number, metavar="RATIO", help="share of a batch of own clips that pictures have, 0 to 1 (default: 0.25)")
     parser.add_argument("--iterations", type=number, default=1000, metavar="N", help="updates (default: 1000; the paper: about 4000)")
     parser.add_argument("--batch", type=number, default=16, metavar="N", help="clips an update (default: 16)")
-    parser.add_argument("--lr", type=number, metavar="RATE", help="learning rate (default: the teacher's own, 1e-4; the paper: 1e-5)")
+    parser.add_argument("--lr", type=number, metavar="RATE", help="learning rate (default: the teacher's own: toybox 1e-4, others 1e-5)")
     parser.add_argument("--ema", type=number, default=0.95, metavar="RATE", help="of the target network (default: 0.95, the paper's)")
     parser.add_argument("--guidance", type=number, metavar="W", help="w of Eq. 5 (default: the teacher's own; the paper: 9)")
     parser.add_argument("--skip", default="20", metavar="K", help="train timesteps a solver step spans; a list like 100,20 for phases (default: 20)")
@@ -118,17 +118,30 @@ def config_of(knobs, teacher):
     """What the knobs leave open is decided by the teacher."""
     from .distill import DistillConfig
 
+    own = {"lr": DistillConfig.lr, "share_last": DistillConfig.share_last, **teacher.distilling}
     return DistillConfig(
         iterations=knobs.iterations,
         batch=knobs.batch,
-        lr=DistillConfig.lr if knobs.lr is None else knobs.lr,
+        lr=own["lr"] if knobs.lr is None else knobs.lr,
         guidance=teacher.info.guidance if knobs.guidance is None else knobs.guidance,
         skips=skips_of(knobs.skip),
         huber=knobs.huber,
         ema=knobs.ema,
+        share_last=own["share_last"],
         seed=knobs.seed,
-        conditions=conditions_of(knobs.conditions),
+        conditions=can_learn(conditions_of(knobs.conditions), teacher),
     )
+
+
+def can_learn(conditions, teacher):
+    """Those of `conditions` that the teacher follows; which it does not is said."""
+    tasks = {"masked": "inpaint"}
+    left = tuple(name for name in conditions if tasks.get(name, name) in teacher.info.tasks)
+    if not left:
+        raise AppError("E_CONDITIONS", known=", ".join(teacher.info.tasks), given=",".join(conditions))
+    if left != conditions:
+        report(f"Left out, for the teacher does not follow them: {', '.join(name for name in conditions if name not in left)}.")
+    return left
 
 
 def train_student(args, teacher, config, worker):
@@ -170,8 +183,16 @@ def clips_of(args, teacher, worker, conditions):
         worker.heed()
 
     if args.data == "toybox":
-        return toybox_clips(CACHE, teacher, heeding, args.clips)
+        return toybox_clips(CACHE, teacher, heeding, args.clips, latents_of(teacher))
     return clips_of_own(args, teacher, heeding, conditions) if is_own(args.data) else cached_clips(args.data)
+
+
+def latents_of(teacher):
+    """Where the latents of Toybox's clips lie: those of Toybox's own codec beside the clips, another autoencoder's in a folder of its own."""
+    from .models.toybox import Toybox
+    from .own_clips import encoder_of
+
+    return CACHE if isinstance(teacher, Toybox) else CACHE / f"latents-{encoder_of(teacher)[:16]}"
 
 
 def clips_of_own(args, teacher, heeding, conditions):
@@ -193,13 +214,32 @@ def train_and_report(stage, out, args, worker=None, **options):
 
     It ends between two iterations when the worker is told something; `options` are train's.
     """
+    from .memory import free, ran_out
     from .training import train
 
     minutes = None if args.minutes is None else between(args.minutes, "minutes", 0, 1e6)
     for number_of in (signal.SIGINT, signal.SIGTERM):  # a run in the background ignores Ctrl-C otherwise
         signal.signal(number_of, stop)
+    short = False
+    try:
+        first, last, began = trained(train(stage, out, resume=args.resume, minutes=minutes, **options), worker)
+    except Exception as error:
+        short = ran_out(error)
+        if not short:
+            raise
+    if short:
+        free()
+        raise AppError("E_TRAIN_MEMORY", given=stage.batch)
+    if last is None:
+        raise AppError("E_DONE", given=out.name)
+    rate = (last.iteration - first + 1) * stage.batch / (time.monotonic() - began)
+    return {"iterations": last.iteration, "loss": round(last.loss, 5), "samples_per_second": round(rate, 2)}
+
+
+def trained(steps, worker):
+    """(first iteration, last TrainStep, when they began) of a run that is reported and may be told to end."""
     last, told, began, first = None, 0.0, time.monotonic(), None
-    for last in train(stage, out, resume=args.resume, minutes=minutes, **options):
+    for last in steps:
         first = first or last.iteration
         if last.figures or time.monotonic() - told > REPORT_SECONDS:
             told = time.monotonic()
@@ -208,10 +248,7 @@ def train_and_report(stage, out, args, worker=None, **options):
             report(line)
         if worker and worker.wish:
             break
-    if last is None:
-        raise AppError("E_DONE", given=out.name)
-    rate = (last.iteration - first + 1) * stage.batch / (time.monotonic() - began)
-    return {"iterations": last.iteration, "loss": round(last.loss, 5), "samples_per_second": round(rate, 2)}
+    return first, last, began
 
 
 def stop(*_):

@@ -1,4 +1,4 @@
-"""The door: a name or a folder in, a VideoModel out. SOURCES lists what has a name.
+"""The door: a name or a folder in, a VideoModel out. sources.SOURCES lists what has a name.
 
 In: a ref. Out: `load(ref, role)` and `list_models()`. What is behind a ref (prediction type, files, text encoder) stays behind it. It knows
 nothing about sampling, pages or training.
@@ -10,52 +10,93 @@ from pathlib import Path
 
 import torch
 
+from .. import memory, sources
 from ..checkpoint import read_weights, sha256_of
 from ..errors import AppError
+from ..sources import ASSETS, SOURCES  # noqa: F401  where the shipped models lie is known from here too
 from ..students import students
 from .base import ModelInfo, VideoModel
 
-ASSETS = Path(__file__).resolve().parents[2] / "assets"
-SOURCES = {  # name: (kind, folder, what it is)
-    "toybox": ("toybox", ASSETS / "toybox", "the embedded model: toys that move over a floor, offline, Apache-2.0"),
-}
 ROLES = ("student", "teacher")
+ADAPTER = "motion_adapter"  # the folder that only AnimateLCM's kind has
+STOCK = "model_index.json"  # what a folder in diffusers' layout has that nobody here wrote
+MODELSCOPE = {"kind": "diffusers", "role": "teacher", "tasks": ["text"], "guidance": 8.0, "fps": 8}  # guidance: diffusers' usual scale of 9
 OFFICIAL = (".pth", ".pt", ".ckpt", ".bin")  # files that `convert` may read and the door does not
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def list_models():
-    """{name: what it is} of every model that is here: those of SOURCES, and the students that fine-tunes of the page left."""
-    shipped = {name: text for name, (_, folder, text) in SOURCES.items() if (folder / "manifest.json").exists()}
-    return shipped | dict.fromkeys(students(), "a student that was distilled here")
+    """{name: what it is} of every model that is here: those that have a name, and the students that fine-tunes of the page left."""
+    named = {name: source.what for name, source in SOURCES.items() if sources.is_here(name)}
+    return named | dict.fromkeys(students(), "a student that was distilled here")
 
 
 def folder_of(ref):
-    """The folder that a name of `list_models` stands for, or `ref` itself as one."""
-    return SOURCES[ref][1] if ref in SOURCES else students().get(ref) or Path(str(ref))
+    """The folder that a name of `list_models` or on the hub stands for, or `ref` itself as one."""
+    return sources.place_of(ref) or students().get(ref) or Path(str(ref))
 
 
-def load(ref="toybox", role="student", device=None, dtype=None) -> VideoModel:
-    """The model that `ref` names: a name of `list_models` or a folder with a manifest.json, as `role` student or teacher.
+def load(ref="toybox", role="student", device=None, dtype=None, compiled=False) -> VideoModel:
+    """The model that `ref` names, as `role` student or teacher: a name of `list_models`, a folder (of ours, in diffusers' layout, or of AnimateLCM's
+    parts), OWNER/NAME@REVISION of the hub where it has been fetched, or animatelcm:BASE with a base that is named the same ways.
 
     device and dtype are torch's or their names; left out, CUDA where there is one, and the fastest type the device computes in. Raises
     AppError E_MODEL, E_CONVERT (a checkpoint file instead of a folder), E_ROLE, E_DEVICE, E_DTYPE, E_MODEL_FILE (a file is missing),
-    E_CHECKPOINT (a file was changed); for converted folders also E_ROLE_MODEL and E_MODEL_PARTS.
+    E_CHECKPOINT (a file was changed), E_MODEL_MEMORY; for models from elsewhere also those of `sources.require_here`, E_ROLE_MODEL,
+    E_MODEL_PARTS, E_SCHEDULER. Nothing is downloaded.
+    compiled: the denoiser by torch.compile, which takes minutes before the first clip and needs a C++ compiler.
     """
+    try:
+        model = found(ref, role, device, dtype)
+        if compiled:
+            model.denoiser.compile()
+        return model
+    except Exception as error:
+        if not memory.ran_out(error):
+            raise
+    network.cache_clear()
+    memory.free()
+    raise AppError("E_MODEL_MEMORY", given=ref, device=pick_device(device))
+
+
+def found(ref, role, device, dtype):
+    """`load` where memory suffices."""
     if role not in ROLES:
         raise AppError("E_ROLE", given=role)
     device = pick_device(device)
     dtype = pick_dtype(dtype, device)
-    folder = folder_of(ref)
+    sources.require_here(ref)
+    which, base = sources.split(ref)
+    folder = folder_of(which)
+    if (folder / ADAPTER).is_dir():
+        return load_parts_of(str(ref), folder, base, role, device, dtype)
     if folder.suffix.lower() in OFFICIAL:
         raise AppError("E_CONVERT", given=folder.name)
-    if not (folder / "manifest.json").is_file():
+    if not any((folder / file).is_file() for file in ("manifest.json", STOCK)):
         raise AppError("E_MODEL", given=ref, known=", ".join(list_models()))
-    if json.loads((folder / "manifest.json").read_text(encoding="utf-8")).get("kind") == "vgen":
-        from .folder import load_folder
+    manifest, places = read_manifest(folder)
+    if manifest.get("kind", "toybox") == "toybox":
+        return load_toybox(str(ref), folder, manifest, places, role, device, dtype)
+    from .folder import load_folder
 
-        return load_folder(str(ref), folder, role, device, dtype)
-    return load_toybox(str(ref), folder, role, device, dtype)
+    base = base_of(manifest)
+    if role == "teacher" and base:
+        return found(manifest["base"], role, device, dtype)
+    return load_folder(str(ref), folder, base or folder, manifest, places, role, device, dtype)
+
+
+def load_parts_of(name, folder, base, role, device, dtype):
+    """AnimateLCM from the parts in `folder`, around the Stable Diffusion 1.5 that `base`, a ref, names, or the one that lies there."""
+    from .animatediff import load_animatediff
+
+    places = {path.name: path for path in folder.iterdir() if path.is_dir()}
+    if base:
+        places["base"] = folder_of(base)
+    for part in ("base", "lora"):
+        if part not in places or not places[part].is_dir():
+            raise AppError("E_MODEL_PARTS", folder=folder.name, given=part)
+    known = ("base", ADAPTER, "lora", *(part for part in places if part.startswith("controlnet_")))
+    return load_animatediff(name, {part: places[part] for part in known}, role, device, dtype)
 
 
 def pick_device(device):
@@ -83,11 +124,10 @@ def pick_dtype(dtype, device):
     return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else torch.float32
 
 
-def load_toybox(name, folder, role, device, dtype):
+def load_toybox(name, folder, manifest, places, role, device, dtype):
     """A folder as `pretrain.ship` writes it: manifest.json with configs and sha256, one safetensors file a network."""
     from .toybox import Toybox
 
-    manifest, places = read_manifest(folder)
     if role not in places:
         raise AppError("E_MODEL_FILE", folder=folder.name, given=role)
     parts = {part: network(places[part], json.dumps(manifest["files"][part]), device, dtype) for part in ("codec", "text", role)}
@@ -105,15 +145,33 @@ def load_toybox(name, folder, role, device, dtype):
 
 def read_manifest(folder):
     """(manifest, {part: folder of its file}). What a student folder lacks it has from the base that it names."""
-    if not (folder / "manifest.json").is_file():  # of a base that is gone
-        raise AppError("E_MODEL_FILE", folder=folder.name, given="manifest.json")
+    if not (folder / "manifest.json").is_file():
+        if (folder / STOCK).is_file():
+            return MODELSCOPE | {"files": {}}, {}
+        raise AppError("E_MODEL_FILE", folder=folder.name, given="manifest.json")  # of a base that is gone
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     places = dict.fromkeys(manifest["files"], folder)
     if "base" not in manifest:
         return manifest, places
-    base = manifest["base"]
-    known, behind = read_manifest(SOURCES[base][1] if base in SOURCES else Path(base))
+    known, behind = read_manifest(base_of(manifest))
     return known | manifest | {"files": known["files"] | manifest["files"]}, behind | places
+
+
+def base_of(manifest):
+    """The folder of the model that a student's manifest names, None for others."""
+    return folder_of(manifest["base"]) if "base" in manifest else None
+
+
+def write_student(net, base, out):
+    """Writes the denoiser of a student of the model `base`, a ref, into the folder `out` in the layout of its kind; returns what the manifest
+    says of it. AppError E_DISK."""
+    from .toybox import Denoiser, write_network
+
+    if isinstance(net, Denoiser):
+        return {"files": {"student": write_network(Path(out) / "student.safetensors", net)}}
+    from . import folder
+
+    return folder.write_student(net, folder_of(base), out)
 
 
 @lru_cache(maxsize=8)

@@ -6,7 +6,10 @@ It knows nothing about any network, sampler or file. Shapes and names are those 
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
+from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
 
@@ -15,7 +18,8 @@ TASKS = ("text", "depth", "sketch", "inpaint")
 
 @dataclass(frozen=True)
 class Conditions:
-    """What a denoiser is conditioned on. A map that is None is absent, which is not the same as a map of zeros.
+    """What a denoiser is conditioned on. A map that is None is absent, which is not the same as a map of zeros; so is, in a training batch,
+    the map of a sample that is -1 everywhere.
 
     depth (B, 1, F, H, W) and sketch (B, 1, F, H, W) in [0, 1], near = 1 and line = 1; masked (B, 4, F, H, W): the picture in [-1, 1]
     with the hole at 0, then 1 where it is kept (VGen's layout).
@@ -29,6 +33,11 @@ class Conditions:
     def null(self, empty):
         """The guidance's other branch (Eq. 5): the text becomes `empty` (1, L, D), the maps stay."""
         return replace(self, context=empty.to(self.context).expand_as(self.context))
+
+    def maps(self):
+        """{name: map} of those that at least one sample has."""
+        named = {"depth": self.depth, "sketch": self.sketch, "masked": self.masked}
+        return {name: value for name, value in named.items() if value is not None and value.amax().item() > -1}
 
     def with_maps(self, maps):
         """The same text with `maps` ({"depth": ...}) and no others."""
@@ -58,6 +67,15 @@ class ModelInfo:
     words: frozenset[str] | None = None  # the vocabulary of a closed world, None where any word goes
 
 
+class Learned(NamedTuple):
+    """Which maps of one kind a network was trained on, where those of another extractor are not as good."""
+
+    extractor: str  # a name of conditions.EXTRACTORS: the nearest to them
+    what: str  # for people
+    exact: bool = True  # whether that extractor's are the very same
+    scale: Callable | None = None  # from that extractor's own units to those of the training; None for [0, 1]
+
+
 class VideoModel(ABC):
     """A text encoder, an autoencoder and a denoiser behind one face. Subclasses set info, schedule, device, dtype and denoiser."""
 
@@ -65,6 +83,8 @@ class VideoModel(ABC):
     device: torch.device
     dtype: torch.dtype
     denoiser: torch.nn.Module  # what distilling trains a copy of
+    learned: Mapping[str, Learned] = MappingProxyType({})  # by map: depth, sketch; empty where any extractor will do
+    distilling: Mapping[str, float] = MappingProxyType({})  # what DistillConfig shall be otherwise than it is where nobody says
 
     @property
     def text_encoder(self):

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 TIME, SPACE = 4, 16  # frames per latent frame, pixels per latent
+REACH = 2  # latent frames: one by the decoder's first mixing, half a one by its second
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,15 @@ class Codec(nn.Module):
 
     def decode(self, latents):
         return self.linear(latents) + self.decoder(latents)
+
+    def decode_parts(self, latents, size):
+        """`decode` in parts of `size` latent frames, with less memory: each sees as far beyond its ends as the decoder's mixing reaches."""
+        f, done = latents.shape[2], []
+        for start in range(0, f, size):
+            first, end = max(0, start - REACH), min(f, start + size)
+            part = self.decode(latents[:, :, first : min(f, end + REACH)])
+            done.append(part[:, :, TIME * (start - first) : TIME * (end - first)])
+        return torch.cat(done, 2)
 
     def linear(self, latents):
         """The inverse transform alone: pixels (B, 3, F, H, W)."""

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..checkpoint import write_weights
+from ..memory import in_parts
 from ..schedule import Schedule
 from .base import VideoModel
 from .codec import SPACE, TIME, Codec, CodecConfig, Mix, channels_last
@@ -299,7 +300,9 @@ class Toybox(VideoModel):
 
     @torch.no_grad()
     def decode(self, latents, frames):
-        return self.codec.decode(latents.to(self.device, self.dtype))[:, :, :frames].float()
+        latents = latents.to(self.device, self.dtype)
+        pixels = in_parts(lambda size: self.codec.decode_parts(latents, size), (latents.shape[2], 2, 1))
+        return pixels[:, :, :frames].float()
 
     @torch.no_grad()
     def preview(self, latents, frames):

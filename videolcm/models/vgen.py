@@ -181,10 +181,14 @@ class VideoUNet(nn.Module):
         return self.unet(x, t, y, return_dict=False)[0]
 
     def encode_maps(self, x, maps):
-        """The sum of the encoded `maps`, (B, concat_dim, F, h, w) for latents x (B, 4, F, h, w); zeros if there are none."""
+        """The sum of the encoded `maps`, (B, concat_dim, F, h, w) for latents x (B, 4, F, h, w); zeros if there are none.
+
+        A sample whose map is -1 everywhere counts as one without it, as in `Conditions`.
+        """
         total = x.new_zeros(len(x), self.config.concat_dim, *x.shape[2:])
         for name, value in maps.items():
-            total = total + self.encoders[name](value, self.grid(*x.shape[3:]))
+            there = (value.flatten(1).amax(1) > -1).to(x.dtype)  # (B,)
+            total = total + self.encoders[name](value, self.grid(*x.shape[3:])) * there[:, None, None, None, None]
         return total
 
     def grid(self, height, width):
@@ -377,8 +381,9 @@ def infer_config(state_dict):
 
 
 def depth_map(inverse_depth):
-    """Inverse depth as MiDaS DPT-Large gives it, >= 0 and large where near -> the range that the depth encoder was trained on."""
-    return (inverse_depth / 20).clamp(0, 10)
+    """Inverse depth as MiDaS DPT-Large gives it, >= 0 and large where near, of torch or numpy -> the range that the depth encoder was trained
+    on. One that is known in [0, 1] only lies inside of it as it is."""
+    return (inverse_depth / 20).clip(0, 10)
 
 
 def masked_map(pixels, hole):

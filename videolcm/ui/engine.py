@@ -18,6 +18,7 @@ from videolcm.students import NAME, students
 
 POLL = 0.1  # seconds between two looks at a busy device
 PATIENCE = 600  # seconds until a waiting job gives up
+SHORT = ("E_MEMORY", "E_MODEL_MEMORY")
 FOREIGN = 3  # other models than the engine's own that stay loaded
 
 log = logging.getLogger(__name__)
@@ -167,8 +168,17 @@ class Engine:
                 yield Loading(keys[0][0])
             with closing(self.compute(job, {(ref, role): self.model(role, ref) for ref, role in keys})) as events:
                 yield from events
+        except AppError as error:
+            if error.code in SHORT:
+                self.keep_own()
+            raise
         finally:
             self.release()
+
+    def keep_own(self):
+        """Memory ran out: of the models only the engine's own stay loaded, so that the next clip has more room."""
+        for key in [key for key in self.models if key[0] != self.ref]:
+            del self.models[key]
 
     def acquire(self, keys):
         """Take the device; as long as somebody else has it, yields Waiting, or Loading if a model is not there yet. The caller releases it."""

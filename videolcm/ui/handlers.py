@@ -14,6 +14,7 @@ from uuid import uuid4
 import gradio as gr
 
 from videolcm.errors import AppError
+from videolcm.sources import SOURCES, require_here
 from videolcm.students import students
 from videolcm.ui import messages
 from videolcm.ui.tabs import TABS, description, parameters_of, returns_of, signature
@@ -75,7 +76,9 @@ def clip_updates(tab, engine, folder, values):
 
     follows, role = bool(tab.followed), values["role"]
     one_of(role, SAMPLER_OF, "E_ROLE")
-    one_of(values["model"], [engine.ref, *students()], "E_MODEL")
+    one_of(values["model"], [engine.ref, *SOURCES, *students()], "E_MODEL")
+    if values["model"] != engine.ref:
+        require_here(values["model"])
     if follows:
         yield update(follows, messages.plain("Reading the video ...", 0))
     request, notices = request_of(tab.task, folder, values)

@@ -9,6 +9,7 @@ import io
 
 from PIL import Image
 
+from videolcm.sources import licence_of
 from videolcm.ui.engine import Loading, Waiting
 
 SENTENCES = {"text": "Reading the prompt", "conditions": "Looking at the video", "denoise": "Step {i} of {n}", "decode": "Decoding the frames"}
@@ -24,7 +25,7 @@ def plain(text, done=None, notices=()):
 def status(event):
     """An event of Engine.run but the Result as a status line."""
     if isinstance(event, Loading):
-        return plain(f"Loading the model {event.ref} ...", 0)
+        return plain(f"Loading the model {event.ref} ...", 0, notices=filter(None, [licence_of(event.ref)]))
     if isinstance(event, Waiting):
         return plain(f"Waiting for another clip: {event.seconds:.0f} s", 0)
     return plain(stage(event), part_done(event))

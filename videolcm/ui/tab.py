@@ -6,7 +6,7 @@ about models or clips; what is in range is the Request's to say.
 
 import gradio as gr
 
-from videolcm.students import students
+from videolcm.sources import menu
 from videolcm.ui import messages
 from videolcm.ui.handlers import extractor_choices, make_handler
 from videolcm.ui.hole import build_hole, wire_hole
@@ -80,17 +80,25 @@ def build_advanced(tab):
             controls["fit"] = gr.Radio(FITS, value="crop", label="A video of another shape", min_width=160)
     controls["sampler"] = gr.Radio(SAMPLERS, value="lcm", label="Sampler")
     controls["role"] = gr.Radio(("student", "teacher"), value="student", label="Model", info="The student learned the teacher's result in few steps.")
-    controls["model"] = gr.Dropdown(model_names(), value="toybox", label="Weights", info="Students that were distilled here join the list.")
-    controls["model"].focus(lambda: gr.update(choices=model_names()), None, controls["model"], **QUIET)
+    info = "Students that were distilled here join the list; what is not here is fetched on the command line."
+    controls["model"] = gr.Dropdown(model_names(), value="toybox", label="Weights", info=info)
+    controls["model"].focus(lambda: gr.update(choices=model_names(with_memory=True)), None, controls["model"], **QUIET)
     with gr.Row():
         controls["frames"] = gr.Slider(8, 32, 16, step=1, label="Frames", min_width=140)
         controls["size"] = gr.Dropdown(SIZES, value="256x256", label="Size", min_width=120)
     return controls
 
 
-def model_names():
-    """What can be chosen now: the embedded model, and the students that were distilled here."""
-    return ["toybox", *students()]
+def model_names(with_memory=False):
+    """(what people read, name) of what has a name: what is here, what would have to be fetched first, and, if asked, what does not fit the memory.
+
+    Memory is asked of torch, which the page is up before.
+    """
+    if not with_memory:
+        return menu()
+    from videolcm import memory, models
+
+    return menu(memory.available(models.pick_device(None)))
 
 
 def build_stage(tab):

@@ -31,7 +31,7 @@ PARAMETERS = {  # name: (default, what it is)
     "frames": (16, "a whole number from 8 to 32; 16 is two seconds."),
     "size": ("256x256", "width x height, multiples of 32 from 128 to 512, like 256x256."),
     "role": ("student", "student or teacher, the model to use."),
-    "model": ("toybox", "toybox, or the name of a student that was distilled here, like student-1a2b3c4d."),
+    "model": ("toybox", "toybox, the name of another model that is here, or of a student that was distilled here, like student-1a2b3c4d."),
     "painting": (None, "what is replaced as the page's brush painted it; elsewhere give a mask."),
 }
 CLIP = ("sampler", "frames", "size", "role", "model")
