@@ -40,7 +40,7 @@ def load(ref="toybox", role="student", device=None, dtype=None) -> VideoModel:
 
     device and dtype are torch's or their names; left out, CUDA where there is one, and the fastest type the device computes in. Raises
     AppError E_MODEL, E_CONVERT (a checkpoint file instead of a folder), E_ROLE, E_DEVICE, E_DTYPE, E_MODEL_FILE (a file is missing),
-    E_CHECKPOINT (a file was changed); for converted folders also E_ROLE_MODEL and E_MODEL_PARTS.
+    E_CHECKPOINT (a file was changed or is damaged); for converted folders also E_ROLE_MODEL and E_MODEL_PARTS.
     """
     if role not in ROLES:
         raise AppError("E_ROLE", given=role)
@@ -51,7 +51,7 @@ def load(ref="toybox", role="student", device=None, dtype=None) -> VideoModel:
         raise AppError("E_CONVERT", given=folder.name)
     if not (folder / "manifest.json").is_file():
         raise AppError("E_MODEL", given=ref, known=", ".join(list_models()))
-    if json.loads((folder / "manifest.json").read_text(encoding="utf-8")).get("kind") == "vgen":
+    if manifest_in(folder).get("kind") == "vgen":
         from .folder import load_folder
 
         return load_folder(str(ref), folder, role, device, dtype)
@@ -103,11 +103,22 @@ def load_toybox(name, folder, role, device, dtype):
     return Toybox(info, parts["codec"], parts["text"], parts[role], device, dtype)
 
 
+def manifest_in(folder):
+    """What a folder's manifest.json says. AppError E_CHECKPOINT where it is damaged."""
+    try:
+        found = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise AppError("E_CHECKPOINT", given="manifest.json") from error
+    if not isinstance(found, dict) or not (found.get("kind") or isinstance(found.get("files"), dict)):
+        raise AppError("E_CHECKPOINT", given="manifest.json")
+    return found
+
+
 def read_manifest(folder):
     """(manifest, {part: folder of its file}). What a student folder lacks it has from the base that it names."""
     if not (folder / "manifest.json").is_file():  # of a base that is gone
         raise AppError("E_MODEL_FILE", folder=folder.name, given="manifest.json")
-    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    manifest = manifest_in(folder)
     places = dict.fromkeys(manifest["files"], folder)
     if "base" not in manifest:
         return manifest, places
