@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 CORE = {"errors", "schedule", "sampling", "checkpoint", "optim", "render", "scenery", "world", "video", "footage", "conditions", "masks", "guides"}
 CORE |= {"training", "data", "distill", "pipeline", "judge", "metrics", "compare", "uploads", "jobs", "lease", "own_files", "own_clips", "batch"}
+CORE |= {"history"}
 MAY_IMPORT = {
     "errors": set(),
     "schedule": {"errors"},
@@ -28,7 +29,8 @@ MAY_IMPORT = {
     "own_clips": {"checkpoint", "conditions", "data", "depth", "errors", "footage", "own_files"},
     "distill": {"errors", "models", "data", "schedule", "checkpoint", "training"},
     "students": set(),
-    "lease": set(),
+    "lease": {"errors"},
+    "history": {"errors", "video"},
     "jobs": {"errors", "arguments", "checkpoint", "own_files", "students"},
     "previews": {"errors", "pipeline"},
     "pipeline": {"errors", "guides", "models", "sampling", "video"},
