@@ -1,4 +1,4 @@
-"""How the page ends: fine-tunes are told to save, what it started is ended, and what others started goes on; a folder that is not there is a sentence."""
+"""How the page ends: fine-tunes save, what it started is ended, what others started goes on; a folder that is not there is a sentence."""
 
 import subprocess
 import sys

@@ -276,6 +276,7 @@ def r13(n, random, figures):
                 time.sleep(0.02)
         kept = history.list(key)
         yield "" if len(kept) == 1 and kept[0].settings["seed"] == i else f"{len(kept)} clips in the history"
+    settled(page)
     state = page.tell(delay=0)
     figures["slowest until free in steps"] = round(max(freed) / STEP, 2)
     yield "" if not state["taken"] and state["most"] <= 1 else f"in the end: {state}"
