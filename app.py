@@ -74,22 +74,21 @@ def require_mcp():
         raise AppError("E_MCP") from error
 
 
-def serve(args, folder):
+def serve(args, folder, jobs):
     """The page, up and answering; clips pass through `folder`. On a Space with a shared GPU the models are there before the page is."""
-    from videolcm.jobs import Jobs
+    from videolcm.history import History
     from videolcm.lease import Lease
     from videolcm.ui import Engine, build_ui, launch
     from videolcm.ui.distil_handlers import guard_of
     from videolcm.ui.space import lend_gpu, on_zero_gpu
 
-    jobs = Jobs()
     engine = Engine(lease=Lease(jobs.folder))
     if on_zero_gpu(os.environ):
         lend_gpu(engine)
     guard = guard_of(os.environ, public=args.share or args.host not in LOCAL)
-    page = build_ui(engine, folder, (jobs, guard, {"toybox": "toybox"}))
+    page = build_ui(engine, folder, (jobs, guard, {"toybox": "toybox"}), History())
     options = {"server_name": args.host, "server_port": args.port, "share": args.share, "auth": args.auth, "mcp_server": args.mcp}
-    _, url, public = launch(page, engine, quiet=True, **options)
+    _, url, public = launch(page, engine, jobs, quiet=True, **options)
     if args.mcp and not page.mcp_server:
         raise AppError("E_MCP")
     print(f"VideoLCM is at {public or url}", flush=True)
@@ -98,17 +97,45 @@ def serve(args, folder):
     return page
 
 
+@contextlib.contextmanager
+def no_child_behind(jobs):
+    """In the end fine-tunes save, and whatever the block has started is ended: within 10 seconds, whatever is being computed."""
+    import psutil
+
+    before = set(psutil.Process().children(recursive=True))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        jobs.close()
+        for child in set(psutil.Process().children(recursive=True)) - before:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+
+
 def main(argv=None):
     """Serve until Ctrl-C or SIGTERM."""
     args = read_arguments(argv)
     require_free(args.host, args.port)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    with tempfile.TemporaryDirectory(prefix="videolcm-") as folder:
+    from videolcm.jobs import Jobs
+
+    jobs = Jobs()
+    with tempfile.TemporaryDirectory(prefix="videolcm-", ignore_cleanup_errors=True) as folder, no_child_behind(jobs):
         os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=os.path.join(folder, "gradio"))
         if args.mcp:
             require_mcp()
-        serve(args, folder).block_thread()
+        page = serve(args, folder, jobs)
+        try:
+            page.block_thread()
+        finally:
+            page._queue.close()  # no more work is taken
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(main))
+    try:
+        code = exit_code(main)
+    except SystemExit as end:
+        code = end.code or 0
+    sys.stdout.flush(), sys.stderr.flush()
+    os._exit(code)  # threads that compute or serve would be waited for

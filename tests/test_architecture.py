@@ -9,23 +9,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 CORE = {"errors", "schedule", "sampling", "checkpoint", "optim", "render", "scenery", "world", "video", "footage", "conditions", "masks", "guides"}
+CORE |= {"training", "data", "distill", "pipeline", "judge", "metrics", "compare", "uploads", "jobs", "lease", "own_files", "own_clips", "batch"}
+CORE |= {"history"}
 CORE |= {"memory", "sources"}
-CORE |= {
-    "memory",
-    "training",
-    "data",
-    "distill",
-    "pipeline",
-    "judge",
-    "metrics",
-    "compare",
-    "uploads",
-    "jobs",
-    "lease",
-    "own_files",
-    "own_clips",
-    "batch",
-}
 MAY_IMPORT = {
     "errors": set(),
     "memory": set(),
@@ -47,7 +33,8 @@ MAY_IMPORT = {
     "students": set(),
     "sources": {"errors", "students"},
     "fetch_verb": {"arguments", "errors", "memory", "models", "sources"},
-    "lease": set(),
+    "lease": {"errors"},
+    "history": {"errors", "video"},
     "jobs": {"errors", "arguments", "checkpoint", "own_files", "students"},
     "previews": {"errors", "pipeline"},
     "pipeline": {"errors", "guides", "memory", "models", "sampling", "video"},

@@ -1,5 +1,6 @@
 """What is on disk is whole or not there: damaged bytes, leftovers, writes that fail."""
 
+import json
 import os
 import signal
 import subprocess
@@ -152,3 +153,15 @@ def test_weights_are_read_only_with_their_sha256(tmp_path):
     assert path.name in refused("E_CHECKPOINT", read_weights, path, sha256)
     path.unlink()
     assert path.name in refused("E_MODEL_FILE", read_weights, path, sha256)
+
+
+def test_a_state_that_was_changed_is_noticed_and_an_older_manifest_read(tmp_path):
+    save(tmp_path, 1, 2)
+    manifest = tmp_path / "step-00000002.json"
+    text = manifest.read_text()
+    manifest.write_text(text.replace('"threads": 2', '"threads": 3'))
+    assert load_checkpoint(tmp_path)[2] == {"threads": 1}
+    older = json.loads(text)
+    del older["check"]
+    manifest.write_text(json.dumps(older))
+    assert load_checkpoint(tmp_path)[2] == {"threads": 2}

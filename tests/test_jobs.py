@@ -129,6 +129,13 @@ def test_pause_death_of_the_page_resume_and_cancel_keep_every_loss(jobs, place):
     assert losses(jobs.get(undisturbed))[:step] == losses(job)[:step]
 
 
+def test_a_page_that_ends_leaves_a_fine_tune_that_can_go_on(jobs, place):
+    id = jobs.start(Knobs(**LONG), place[1])
+    wait_for(lambda: len(jobs.get(id).steps()) > 2, 300)
+    jobs.close(60)
+    assert jobs.children[id].returncode is not None and jobs.get(id).state == "PAUSED" and load_checkpoint(jobs.get(id).folder)[0] > 2
+
+
 def test_a_child_that_fails_says_why(jobs, place, tmp_path):
     jobs.data = str(tmp_path)
     job = ended(jobs, jobs.start(Knobs(**SHORT), place[1]))
@@ -152,6 +159,8 @@ def test_a_journal_with_half_a_line(tmp_path):
     with open(folder / "journal.jsonl", "a") as file:
         file.write('{"time": 3, "sta')
     assert Jobs(tmp_path).list()[0].state == "PAUSED"
+    note(folder, "DONE")  # is not lost in it
+    assert Jobs(tmp_path).list()[0].state == "DONE"
 
 
 @pytest.mark.parametrize("preset", PRESETS)

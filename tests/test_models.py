@@ -130,6 +130,12 @@ def test_a_missing_manifest_and_a_missing_role(folder):
     refused("E_MODEL", folder)
 
 
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"{}", b"\xff\xfe", b'{"files": 3}'])
+def test_a_damaged_manifest(folder, data):
+    (folder / "manifest.json").write_bytes(data)
+    assert "manifest.json" in refused("E_CHECKPOINT", folder)
+
+
 @pytest.mark.parametrize("part", ["codec", "text", "student"])
 def test_one_flipped_byte(folder, part):
     path = folder / f"{part}.safetensors"

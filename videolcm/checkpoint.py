@@ -70,7 +70,7 @@ def save_checkpoint(folder, step, tensors, state):
     folder.mkdir(parents=True, exist_ok=True)
     weights, manifest = folder / f"step-{step:08d}.safetensors", folder / f"step-{step:08d}.json"
     sha256 = write_weights(weights, tensors)
-    write_json(manifest, {"step": step, "sha256": sha256, "state": state})
+    write_json(manifest, {"step": step, "sha256": sha256, "state": state, "check": check_of(step, state)})
     mine = [path for path in sorted(folder.glob("step-*.json")) if path.stem <= manifest.stem]
     for old in set(folder.glob("step-*.json")).difference(mine[-KEEP:]):
         old.unlink()
@@ -98,8 +98,15 @@ def read_manifest(path):
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
-    whole = isinstance(found, dict) and found.keys() == {"step", "sha256", "state"} and isinstance(found["state"], dict)
-    return found if whole and isinstance(found["step"], int) and path.stem == f"step-{found['step']:08d}" else None
+    whole = isinstance(found, dict) and found.keys() - {"check"} == {"step", "sha256", "state"} and isinstance(found["state"], dict)
+    if not whole or not isinstance(found["step"], int) or path.stem != f"step-{found['step']:08d}":
+        return None
+    return found if "check" not in found or found["check"] == check_of(found["step"], found["state"]) else None
+
+
+def check_of(step, state):
+    """What tells that neither was changed: the weights have a sha256 of their own. Older manifests have none."""
+    return hashlib.sha256(json.dumps([step, state], sort_keys=True).encode()).hexdigest()
 
 
 def remove_leftovers(folder):

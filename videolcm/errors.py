@@ -5,6 +5,7 @@ Library code raises it; the command line prints it and exits with 2; the page sh
 """
 
 from functools import partial
+from pathlib import PurePath
 
 CATALOGUE = {  # code: (what is wrong, what to do)
     "E_PROMPT_EMPTY": ("The prompt is empty.", "Describe the clip in a few words, like: a red ball rolls to the left over snow."),
@@ -77,6 +78,8 @@ CATALOGUE = {  # code: (what is wrong, what to do)
     "E_LINE": ("The line is not understood: {detail}.", "Write a prompt, or a JSON object with prompt and other fields of a request."),
     "E_LINES": ("Of {lines} lines, {count} gave no clip.", "See above which; correct them and run the same again: what is made is kept."),
     "E_NO_SETTINGS": ("The file {given} carries no settings of this project.", "Choose an mp4, GIF or PNG that was made here."),
+    "E_KEPT": ("This clip is not there any more.", "Choose another; the oldest are removed when room runs out."),
+    "E_FOLDER": ("The folder for {given} cannot be written to.", "Choose another with {variable}."),
     "E_VIDEO_EMPTY": ("The file is empty.", "Upload it again."),
     "E_VIDEO_LARGE": ("The file has more than {limit} MB.", "Cut it shorter or save it smaller; a few seconds are enough."),
     "E_VIDEO_FORMAT": ("The file is neither a video nor a picture that is read here.", "Use MP4, MOV, WebM, MKV, AVI, GIF, PNG, JPEG or WebP."),
@@ -91,6 +94,11 @@ CATALOGUE = {  # code: (what is wrong, what to do)
     "E_FFMPEG": ("There is no ffmpeg to read videos with.", "Install imageio-ffmpeg again."),
     "E_SETTINGS": ("The settings in this file do not fit the page: {detail}.", "Use python -m videolcm compare for it."),
     "E_BUSY": ("The device is busy with another clip.", "Wait a moment and try again."),
+    "E_QUEUE": ("{given} clips are waiting already, as many as may.", "Try again in about {seconds} s."),
+    "E_CLOSING": ("This page is about to end.", "Start it again: python app.py."),
+    "E_BODY": ("The request has more than {limit} MB.", "Send less; videos are uploaded as files."),
+    "E_API": ("The API has nothing called {given}.", "Choose one of: {known}."),
+    "E_REQUEST": ("The request is not one that the page's API knows.", "See its description, Use via API at the foot of the page."),
     "E_ARGUMENTS": ("The command line is not understood: {detail}.", "See --help."),
     "E_PORT": ("Port {given} is taken.", "Choose another with --port."),
     "E_NETWORK": ("Listening beyond this machine needs a password.", "Add --auth NAME:PASSWORD."),
@@ -130,13 +138,13 @@ CATALOGUE = {  # code: (what is wrong, what to do)
 class AppError(ValueError):
     """One thing that went wrong, said in one line: `[code] message hint`.
 
-    `values` fill the placeholders of the catalogue's sentence; what users gave is cut to 60 characters and shown on one line.
+    `values` fill the placeholders of the catalogue's sentence; what users gave is cut to 60 characters and shown on one line, of a path its name.
     Raises KeyError for a code that the catalogue does not know.
     """
 
     def __init__(self, code, **values):
         message, hint = CATALOGUE[code]
-        shown = {key: value if isinstance(value, (int, float)) else one_line(value) for key, value in values.items()}
+        shown = {key: value if isinstance(value, (int, float)) and abs(value) < 1e15 else one_line(value) for key, value in values.items()}
         self.code, self.message, self.hint = code, message.format(**shown), hint.format(**shown)
         self.values = shown
         super().__init__(f"[{self.code}] {self.message} {self.hint}")
@@ -147,6 +155,10 @@ class AppError(ValueError):
 
 
 def one_line(value, limit=60):
-    """`value` as at most `limit` printable characters on one line."""
-    text = "".join(c if c.isprintable() else " " for c in str(value))
+    """`value` as at most `limit` printable characters on one line; of a path the name alone, for folders are nobody's business."""
+    try:
+        told = value.name if isinstance(value, PurePath) else str(value)
+    except ValueError:  # Python prints no number of more than 4300 digits
+        told = "a very long number"
+    text = "".join(c if c.isprintable() else " " for c in told)
     return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -143,6 +143,19 @@ class Jobs:
             except Timeout:
                 return True
 
+    def close(self, seconds=6.0):
+        """Every fine-tune of this object saves and stops, and can be resumed; what has not after so many seconds is killed."""
+        going = [child for child in self.children.values() if child.poll() is None]
+        end = time.monotonic() + seconds
+        for child in going:
+            child.stdin.close()
+        for child in going:
+            try:
+                child.wait(max(0.0, end - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+
     def start(self, knobs, teacher="toybox", clips=()):
         """A new job; its id. It waits for those before it. `clips`: pairs (path, caption) to train on, which it keeps copies of.
 
@@ -225,12 +238,20 @@ def has_checkpoint(folder):
 
 def note(folder, state, message=""):
     """A line in a job's journal. AppError E_DISK."""
-    line = json.dumps({"time": time.time(), "state": state, "message": message}) + "\n"
+    line, path = json.dumps({"time": time.time(), "state": state, "message": message}) + "\n", folder / "journal.jsonl"
     try:
-        with open(folder / "journal.jsonl", "a", encoding="utf-8") as file:
-            file.write(line)
+        with open(path, "a", encoding="utf-8") as file:
+            file.write("\n" + line if is_cut(path) else line)
     except OSError as error:
         raise AppError("E_DISK", given="journal.jsonl") from error
+
+
+def is_cut(path):
+    """Whether the last line of a file has no end: a full disk or a death cut it."""
+    with suppress(OSError), open(path, "rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"
+    return False
 
 
 def last_note(folder):

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from .errors import AppError
+
 POLL = 0.02  # seconds between two looks
 
 
@@ -17,7 +19,12 @@ class Lease:
     """The device, as this process sees it. One thread at a time may hold it; it may be given back from another thread."""
 
     def __init__(self, folder):
-        Path(folder).mkdir(parents=True, exist_ok=True)
+        """AppError E_FOLDER where the folder cannot be made or written to."""
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            (Path(folder) / "device.lock").touch()
+        except OSError as error:
+            raise AppError("E_FOLDER", given="fine-tunes", variable="VIDEOLCM_JOBS") from error
         self.next, self.device = (FileLock(Path(folder) / f"{name}.lock", thread_local=False, poll_interval=POLL) for name in ("next", "device"))
 
     @contextmanager

@@ -42,8 +42,8 @@ def load(ref="toybox", role="student", device=None, dtype=None, compiled=False) 
 
     device and dtype are torch's or their names; left out, CUDA where there is one, and the fastest type the device computes in. Raises
     AppError E_MODEL, E_CONVERT (a checkpoint file instead of a folder), E_ROLE, E_DEVICE, E_DTYPE, E_MODEL_FILE (a file is missing),
-    E_CHECKPOINT (a file was changed), E_MODEL_MEMORY; for models from elsewhere also those of `sources.require_here`, E_ROLE_MODEL,
-    E_MODEL_PARTS, E_SCHEDULER. Nothing is downloaded.
+    E_CHECKPOINT (a file was changed or is damaged), E_MODEL_MEMORY; for models from elsewhere also those of `sources.require_here`,
+    E_ROLE_MODEL, E_MODEL_PARTS, E_SCHEDULER. Nothing is downloaded.
     compiled: the denoiser by torch.compile, which takes minutes before the first clip and needs a C++ compiler.
     """
     try:
@@ -143,13 +143,24 @@ def load_toybox(name, folder, manifest, places, role, device, dtype):
     return Toybox(info, parts["codec"], parts["text"], parts[role], device, dtype)
 
 
+def manifest_in(folder):
+    """What a folder's manifest.json says. AppError E_CHECKPOINT where it is damaged."""
+    try:
+        found = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise AppError("E_CHECKPOINT", given="manifest.json") from error
+    if not isinstance(found, dict) or not isinstance(found.get("files"), dict):
+        raise AppError("E_CHECKPOINT", given="manifest.json")
+    return found
+
+
 def read_manifest(folder):
     """(manifest, {part: folder of its file}). What a student folder lacks it has from the base that it names."""
     if not (folder / "manifest.json").is_file():
         if (folder / STOCK).is_file():
             return MODELSCOPE | {"files": {}}, {}
         raise AppError("E_MODEL_FILE", folder=folder.name, given="manifest.json")  # of a base that is gone
-    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    manifest = manifest_in(folder)
     places = dict.fromkeys(manifest["files"], folder)
     if "base" not in manifest:
         return manifest, places

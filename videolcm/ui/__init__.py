@@ -8,12 +8,11 @@ import shutil
 import tempfile
 
 import gradio as gr
-from starlette.responses import JSONResponse
-from starlette.routing import Route
 
-from videolcm.ui import distil
+from videolcm.ui import distil, gate
 from videolcm.ui.comparison import build_comparison
 from videolcm.ui.engine import Engine
+from videolcm.ui.history import build_history
 from videolcm.ui.look import STYLE, theme
 from videolcm.ui.tab import build_tab
 from videolcm.ui.tabs import EARTH, EXAMPLES, TABS
@@ -26,24 +25,31 @@ KEEP = (600, 3600)  # seconds between two clean-ups, and until a clip is removed
 MAX_WAITING = 32  # jobs in the queue
 
 
-def build_ui(engine, folder=None, distilling=None):
-    """The page as gr.Blocks. Clips pass through `folder`, a new temporary one if None. `distilling` is what distil.build_distil takes."""
+def build_ui(engine, folder=None, distilling=None, history=None):
+    """The page as gr.Blocks. Clips pass through `folder`, a new temporary one if None. `distilling` is what distil.build_distil takes; finished clips
+    are kept in `history`, a history.History, or nowhere."""
     folder = folder or tempfile.mkdtemp(prefix="videolcm-")
     with gr.Blocks(title="VideoLCM", analytics_enabled=False, delete_cache=KEEP) as page:
         gr.Markdown(TITLE, elem_id="title")
         with gr.Tabs() as tabs:
             for tab in TABS.values():
-                build_tab(tab, engine, folder)
-            compared = build_comparison(engine, folder)
+                build_tab(tab, engine, folder, history)
+            compared = build_comparison(engine, folder, history)
             if distilling:
                 distil.build_distil(*distilling, tabs, compared)
+            if history:
+                build_history(history, folder)
     return page.queue(max_size=MAX_WAITING)
 
 
-def launch(page, engine, **options):
-    """Serve the page as launch() of gr.Blocks does, with safe settings; `options` (server_name, server_port, auth ...) come on top."""
+def launch(page, engine, jobs=None, **options):
+    """Serve the page as launch() of gr.Blocks does, with safe settings; `options` (server_name, server_port, auth ...) come on top.
+
+    `jobs` (a jobs.Jobs) are told of by GET /readyz.
+    """
     if shutil.which("ffprobe") is None:
         gr.processing_utils.ffmpeg_installed = lambda: False  # gradio asks for ffmpeg alone, then fails for want of ffprobe
+    gate.in_our_words()
     settings = {
         "theme": theme(),
         "css": STYLE + distil.STYLE,
@@ -56,16 +62,7 @@ def launch(page, engine, **options):
         "mcp_server": False,  # whatever GRADIO_MCP_SERVER says
         "allowed_paths": [str(EXAMPLES), str(EARTH)],
         "state_session_capacity": 500,
-        "app_kwargs": {"routes": health(engine)},
+        "app_kwargs": {"routes": gate.health(page, engine, tempfile.gettempdir(), jobs), "middleware": [gate.gate(page, engine)]},
         "prevent_thread_lock": True,
     }
     return page.launch(**{**settings, **options})
-
-
-def health(engine):
-    """GET /healthz: the server answers. GET /readyz: 200 once a model is loaded, 503 before."""
-
-    def ready(request):
-        return JSONResponse({"ready": bool(engine.models)}, 200 if engine.models else 503)
-
-    return [Route("/healthz", lambda request: JSONResponse({"ok": True})), Route("/readyz", ready)]

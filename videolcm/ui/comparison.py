@@ -9,6 +9,7 @@ import gradio as gr
 from videolcm.students import students
 from videolcm.ui import messages
 from videolcm.ui.comparison_handlers import COMPARED, FILES, NAMES, OUTPUTS, Stops, make_compare, make_comparison, make_files
+from videolcm.ui.gate import key_of
 from videolcm.ui.handlers import extractor_choices, refused
 from videolcm.ui.parts import as_given, path_of, video_upload
 from videolcm.ui.player import build_player
@@ -25,7 +26,7 @@ QUIET = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
 DEVICE = {"concurrency_id": "device", "concurrency_limit": 1}
 
 
-def build_comparison(engine, folder):
+def build_comparison(engine, folder, history=None):
     """The tab's components and events; returns its controls by name."""
     with gr.Tab("Compare", id="compare", elem_id="compare") as pane:
         stops = gr.State(Stops())
@@ -39,7 +40,7 @@ def build_comparison(engine, folder):
         examples = gr.Dataset(components=[controls["prompt"]], samples=[list(row) for row in TABS["text"].examples], label="Examples, one click each")
         wire_api(make_compare(engine, folder))
     outputs = [{"board": board, "status": status, "plot": plot, **files}[name] for name in OUTPUTS]
-    wire(controls, examples, stops, outputs, make_comparison(engine, folder), make_files(folder))
+    wire(controls, examples, stops, outputs, make_comparison(engine, folder, history), make_files(folder))
     wire_file(files["origin"], controls, status)
     pane.select(lambda: gr.update(choices=[*OWN_ROLES, *students()]), None, controls["roles"], **QUIET)
     return controls
@@ -127,7 +128,7 @@ def wire(controls, examples, stops, outputs, handler, write):
     """Events: Compare, Enter and examples roll the seed in the browser, then run the handler; the stops are noted and end it in its own way."""
     prompt, seed, (board, status, *_) = controls["prompt"], controls["seed"], outputs
     roll = {"fn": None, "inputs": [controls["randomise"], seed], "outputs": seed, "js": ROLL, **QUIET}
-    begin = {"fn": lambda stops: stops.begin(), "inputs": stops, "outputs": None, **QUIET}
+    begin = {"fn": begun, "inputs": stops, "outputs": None, **QUIET}
     work = {"fn": handler, "inputs": [stops, *(controls[name] for name in NAMES)], "outputs": outputs, "api_visibility": "private"}
     work |= {"show_progress": "minimal", "show_progress_on": status, **DEVICE}
     files = {"fn": write, "inputs": stops, "outputs": outputs[-len(FILES) :], "api_visibility": "private", "show_progress": "hidden"}
@@ -136,6 +137,11 @@ def wire(controls, examples, stops, outputs, handler, write):
     filled.then(**roll).then(**begin).then(**work).then(**files)
     controls["stop"].click(lambda stops: stops.stop_all(), stops, status, **QUIET)
     board.stop_cell(stop_cell, stops, None, **QUIET)
+
+
+def begun(stops, visitor: gr.Request):
+    """The next comparison is this visitor's."""
+    stops.begin(key_of(visitor))
 
 
 def stop_cell(stops, event: gr.EventData):

@@ -15,7 +15,7 @@ from videolcm.arguments import number
 from videolcm.plot import scatter
 from videolcm.ui import messages
 from videolcm.ui.engine import Loading, Waiting
-from videolcm.ui.handlers import guarded, refused, request_of
+from videolcm.ui.handlers import guarded, keeper, refused, request_of
 from videolcm.ui.player import Board, made_in
 from videolcm.ui.tabs import PARAMETERS, TABS, description, signature
 
@@ -36,14 +36,15 @@ class Stops(set):
     It also carries what is done from the event that made it to the one that writes it: `unwritten`, a list of CellDone.
     """
 
-    cells, unwritten, everything, busy = (), [], False, False
+    cells, unwritten, everything, busy, key = (), [], False, False, None
 
     def __contains__(self, cell):
         return self.everything or super().__contains__(cell)
 
-    def begin(self):
-        """A comparison was asked for; it may have to wait."""
+    def begin(self, key=None):
+        """A comparison was asked for, by the browser with this key; it may have to wait."""
         self.clear()
+        self.key = key
         self.everything, self.busy = False, True
 
     def stop_all(self):
@@ -107,12 +108,12 @@ def shared_request(folder, values):
 # ---- the page
 
 
-def make_comparison(engine, folder):
+def make_comparison(engine, folder, history=None):
     """The page's handler: `stops`, then the values of NAMES. What it made is left in `stops.unwritten`, so that nobody has to wait for files
-    before the next comparison."""
+    before the next comparison; `history` keeps every clip as soon as it is there."""
 
     def comparison(stops, *args):
-        values = dict(zip(NAMES, args, strict=True))
+        values, keep = dict(zip(NAMES, args, strict=True)), keeper(history, stops.key)
 
         def run():
             reference = reference_of(values["reference_steps"] if values["with_reference"] else 0)
@@ -120,7 +121,7 @@ def make_comparison(engine, folder):
             if values["task"] in TABS and TABS[values["task"]].followed:
                 yield updates(status=messages.plain("Reading the video ...", 0))
             request, notices = shared_request(folder, {name: values[name] for name in NAMES if name != "steps"})
-            yield from comparison_updates(engine, request, cells, reference, stops, notices)
+            yield from comparison_updates(engine, request, cells, reference, stops, notices, keep)
 
         try:
             yield from guarded(run, updates(status=messages.plain("Nothing was made.")))
@@ -135,7 +136,7 @@ def updates(**changed):
     return tuple(changed.get(name, gr.skip()) for name in OUTPUTS)
 
 
-def comparison_updates(engine, request, cells, reference, stops, notices=()):
+def comparison_updates(engine, request, cells, reference, stops, notices=(), keep=lambda result: ()):
     """An update for every event, then the plot; `notices` are said in the end. AppError as `compare.compare`."""
     from videolcm.compare import requests_of
 
@@ -144,7 +145,7 @@ def comparison_updates(engine, request, cells, reference, stops, notices=()):
     none = dict.fromkeys(FILES, gr.update(interactive=False))
     yield updates(board=board.value(), status=messages.plain("Waiting for the device ..."), plot="", **none)
     try:
-        yield from progress_updates(engine.compare(request, cells, reference, stops), board, stops)
+        yield from progress_updates(engine.compare(request, cells, reference, stops), board, stops, keep)
     except Exception:
         yield updates(board=board.ended())
         raise
@@ -152,7 +153,7 @@ def comparison_updates(engine, request, cells, reference, stops, notices=()):
     stops.unwritten = list(board.done.values())
 
 
-def progress_updates(events, board, stops):
+def progress_updates(events, board, stops, keep=lambda result: ()):
     """Board and status as events come; ends early when everything was stopped before the device was free."""
     seen = 0.0
     with closing(events):
@@ -163,6 +164,8 @@ def progress_updates(events, board, stops):
                 yield updates(status=messages.status(event))
                 continue
             board.take(event)
+            if hasattr(event, "result"):
+                keep(event.result)
             if hasattr(event, "progress") and time.monotonic() - seen < PACE:
                 yield updates()  # the page may close the generator here
             else:

@@ -7,6 +7,7 @@ It knows nothing about gradio; torch is imported with the first model, not befor
 """
 
 import logging
+import math
 import threading
 import time
 from contextlib import closing
@@ -129,6 +130,7 @@ class Engine:
     def __init__(self, ref="toybox", load=load_model, patience=PATIENCE, lease=None):
         self.ref, self.load, self.patience, self.lease = ref, load, patience, lease
         self.compute = here
+        self.pace = 1.0  # seconds that a job has the device, lately
         self.models, self.stamps, self.loading, self.device = {}, {}, threading.Lock(), threading.Lock()
 
     def model(self, role, ref=None):
@@ -163,6 +165,7 @@ class Engine:
         """The events of a Clip or a Comparison, while the device is this job's alone."""
         keys = job.keys
         yield from self.acquire(keys)
+        began = time.monotonic()
         try:
             if not self.models.keys() >= set(keys):
                 yield Loading(keys[0][0])
@@ -173,12 +176,17 @@ class Engine:
                 self.keep_own()
             raise
         finally:
+            self.pace += (time.monotonic() - began - self.pace) / 4
             self.release()
 
     def keep_own(self):
         """Memory ran out: of the models only the engine's own stay loaded, so that the next clip has more room."""
         for key in [key for key in self.models if key[0] != self.ref]:
             del self.models[key]
+
+    def seconds_for(self, jobs):
+        """About how long so many jobs take, one after another: a whole number from 1."""
+        return max(1, math.ceil(jobs * self.pace))
 
     def acquire(self, keys):
         """Take the device; as long as somebody else has it, yields Waiting, or Loading if a model is not there yet. The caller releases it."""

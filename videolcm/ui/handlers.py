@@ -17,27 +17,46 @@ from videolcm.errors import AppError
 from videolcm.sources import SOURCES, require_here
 from videolcm.students import students
 from videolcm.ui import messages
+from videolcm.ui.gate import key_of
 from videolcm.ui.tabs import TABS, description, parameters_of, returns_of, signature
 
 log = logging.getLogger(__name__)
 AS_ASKED = ("prompt", "seed", "sampler", "frames", "strength", "gamma", "guidance")  # what a Request takes as the page has it
 
 
-def make_handler(task, engine, folder):
-    """The handler of a row of TABS. Clips are written to `folder` and removed when gradio has taken its copy."""
+def make_handler(task, engine, folder, history=None):
+    """The handler of a row of TABS. Clips are written to `folder` and removed when gradio has taken its copy; `history` keeps one too."""
     tab = TABS[task]
 
     def handler(*args, **options):
         given = handler.__signature__.bind(*args, **options)
         given.apply_defaults()
-        yield from guarded(
-            lambda: clip_updates(tab, engine, Path(folder), given.arguments), update(bool(tab.followed), messages.plain("Nothing was made."), "")
-        )
+        keep = keeper(history, key_of(given.arguments.pop("visitor")))
+        cleared = update(bool(tab.followed), messages.plain("Nothing was made."), "")
+        yield from guarded(lambda: clip_updates(tab, engine, Path(folder), given.arguments, keep), cleared)
 
     handler.__name__ = handler.__qualname__ = task
     parameters = parameters_of(tab)
-    handler.__doc__, handler.__signature__ = description(tab.summary, parameters, returns_of(tab)), signature(parameters)
+    handler.__doc__, handler.__signature__ = description(tab.summary, parameters, returns_of(tab)), signature(parameters, gr.Request)
+    handler.__annotations__ = {"visitor": gr.Request}
     return handler
+
+
+def keeper(history, key):
+    """A function that keeps a Result for the browser with this key, and returns what has to be said where it cannot: no clip is lost by that."""
+
+    def keep(result):
+        from videolcm.pipeline import save
+
+        try:
+            if history:
+                history.keep(key, lambda path: save(result, path))
+        except AppError as error:
+            log.warning("a clip was not kept: %s", error)
+            return ("This clip is not in the history: there is no room for it.",)
+        return ()
+
+    return keep
 
 
 def guarded(run, cleared):
@@ -70,7 +89,7 @@ def update(follows, status, preview=None):
     return (gr.skip(), gr.skip(), status, gr.skip() if preview is None else preview, *[gr.skip()] * follows)
 
 
-def clip_updates(tab, engine, folder, values):
+def clip_updates(tab, engine, folder, values, keep=lambda result: ()):
     """The outputs for every event of one clip. AppError for whatever is out of range."""
     from videolcm.pipeline import SAMPLER_OF, one_of
 
@@ -85,7 +104,7 @@ def clip_updates(tab, engine, folder, values):
     with closing(engine.run(request, role, values["model"])) as events:
         for event in events:
             if hasattr(event, "frames"):
-                yield from finished(replace(event, notices=(*notices, *event.notices)), folder)
+                yield from finished(replace(event, notices=(*notices, *event.notices, *keep(event))), folder)
                 return
             yield update(follows, messages.status(event), messages.preview(event))
 

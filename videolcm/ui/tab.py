@@ -22,8 +22,8 @@ ROLL = "(randomise, seed) => randomise ? Math.floor(Math.random() * 2147483648) 
 QUIET = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
 
 
-def build_tab(tab, engine, folder):
-    """The tab's components and events. Clips pass through `folder`."""
+def build_tab(tab, engine, folder, history=None):
+    """The tab's components and events. Clips pass through `folder`, and are kept in `history`."""
     with gr.Tab(tab.title, id=tab.task) as pane:
         with gr.Row():
             with gr.Column(scale=5, min_width=320):
@@ -33,7 +33,7 @@ def build_tab(tab, engine, folder):
                 outputs = build_stage(tab)
         fills = [controls[name] for name in tab.fills]
         examples = gr.Dataset(components=fills, samples=example_rows(tab), label="Examples, one click each")
-    wire(tab, controls, examples, outputs, make_handler(tab.task, engine, folder))
+    wire(tab, controls, examples, outputs, make_handler(tab.task, engine, folder, history))
     if "extractor" in controls:
         pane.select(lambda: gr.Dropdown(extractor_choices(tab.task)), None, controls["extractor"], **QUIET)
     if "mask" in controls:

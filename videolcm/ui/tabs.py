@@ -122,10 +122,11 @@ TABS = {
 }
 
 
-def signature(parameters):
-    """The inspect.Signature of a handler that takes `parameters`, {name: (default, what it is)}."""
+def signature(parameters, visitor=None):
+    """The inspect.Signature of a handler that takes `parameters`, {name: (default, what it is)}, and a `visitor` of that type, if any."""
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    return inspect.Signature([inspect.Parameter(name, kind, default=default) for name, (default, _) in parameters.items()])
+    named = [inspect.Parameter(name, kind, default=default) for name, (default, _) in parameters.items()]
+    return inspect.Signature(named + ([inspect.Parameter("visitor", kind, default=None, annotation=visitor)] if visitor else []))
 
 
 def description(summary, parameters, returns):

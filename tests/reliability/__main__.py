@@ -1,0 +1,96 @@
+"""`python -m tests.reliability --quick | --full [--only R3,R5] [--seed N] [--out FILE] [--readme]`: run the lines, print the table, write the counts.
+
+--readme also puts them into the README. Exit code 0 if every line that can be green here is, else 1.
+"""
+
+import argparse
+import json
+import os
+import platform
+import random
+import re
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from . import ROOT
+from .lines import LINES
+
+SHOWN = 3  # problems of a line that are kept
+REPORT, README = ROOT / "reports" / "reliability.json", ROOT / "README.md"
+TABLE = re.compile("(<!-- reliability -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def measured(line, n, seed):
+    """One line as a row of the report."""
+    done, asked, problems, figures, began = 0, 0, [], {}, time.monotonic()
+    try:
+        for problem in line.run(n, random.Random(f"{seed} {line.id}"), figures):
+            asked, done = asked + 1, done + (not problem)
+            problems += [problem] if problem else []
+    except Exception as error:
+        asked += 1
+        problems.append(f"stopped: {type(error).__name__}: {error}")
+        traceback.print_exc()
+    row = {"what": line.what, "done": done, "asked": asked, "green": done == asked > 0 and not line.only, "n": n, "figures": figures}
+    return row | {"only": line.only, "seconds": round(time.monotonic() - began, 1), "problems": problems[:SHOWN]}
+
+
+def shown(id, row):
+    state = "green" if row["green"] else "not measured" if not row["asked"] else row["only"] or "RED"
+    return f"{id:4} {row['what']:48} {row['done']:>7}/{row['asked']:<7} {row['seconds']:>7.1f} s  {state}"
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog="python -m tests.reliability", description=__doc__, allow_abbrev=False)
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help="a few minutes (the default)")
+    size.add_argument("--full", action="store_true", help="up to an hour")
+    parser.add_argument("--only", help="ids with commas; the rest of the report stays as it was")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=REPORT)
+    parser.add_argument("--readme", action="store_true", help="write the report's figures into the README")
+    args = parser.parse_args(argv)
+    asked = args.only.upper().split(",") if args.only else list(LINES)
+    if unknown := set(asked) - set(LINES):
+        parser.error(f"no line {', '.join(sorted(unknown))}; there are {', '.join(LINES)}")
+    kept = json.loads(args.out.read_text())["lines"] if args.only and args.out.exists() else {}
+    for id in (id for id in LINES if id in asked):
+        kept[id] = measured(LINES[id], LINES[id].full if args.full else LINES[id].quick, args.seed)
+        kept[id] |= {"size": "full" if args.full else "quick", "seed": args.seed}
+        print(shown(id, kept[id]), flush=True)
+        for problem in kept[id]["problems"]:
+            print(f"       {problem[:300]}", flush=True)
+        write(args.out, kept)
+    green = [id for id in LINES if kept.get(id, {}).get("green")]
+    print(f"R = {len(green)}/{len(LINES)}")
+    if args.readme:
+        README.write_text(TABLE.sub(lambda found: found[1] + table(json.loads(args.out.read_text())) + found[2], README.read_text()))
+    return 0 if all(kept[id]["green"] or kept[id]["only"] for id in asked) else 1
+
+
+def table(report):
+    """What the README says: a row for each line, and how many are green."""
+    rows = ["| | what | right / asked | run | |", "|---|---|---|---|---|"]
+    for id, row in report["lines"].items():
+        state = "green" if row["green"] else row["only"] or "**red**"
+        counts = f"{row['done']:,} / {row['asked']:,} | {row['size']}, seed {row['seed']}" if row["asked"] else "- | -"
+        rows.append(f"| {id} | {row['what']} | {counts} | {state} |")
+    return "\n".join([*rows, "", f"**{report['green']} of {report['of']} lines are green.**", ""])
+
+
+def write(path, lines):
+    path.parent.mkdir(exist_ok=True)
+    rows = {id: lines.get(id) or {"what": LINES[id].what, "done": 0, "asked": 0, "green": False, "only": "not measured"} for id in LINES}
+    green = sum(row["green"] for row in rows.values())
+    machine = {"python": platform.python_version(), "system": platform.system(), "processors": len(os.sched_getaffinity(0))}
+    path.write_text(json.dumps({"green": green, "of": len(rows), "machine": machine, "lines": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    from .shared import closed
+
+    with closed():
+        code = main()
+    sys.exit(code)

@@ -1,0 +1,76 @@
+"""The tab with a visitor's last clips: a list, the clip that is chosen with its settings, and Delete.
+
+In: a history.History. Out: components in the gr.Blocks that is open. Who a visitor is a cookie says, which gate.py gives to every browser; a
+program that keeps none has no history. It knows nothing about how clips are made.
+"""
+
+import shutil
+import time
+from pathlib import Path
+
+import gradio as gr
+
+from videolcm.ui import messages
+from videolcm.ui.gate import key_of
+from videolcm.ui.handlers import passing, refused
+from videolcm.ui.parts import as_given, clip_player
+
+QUIET = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
+NOTHING = "Nothing yet. Every clip that is finished is kept here, also when the tab is closed before."
+
+
+def build_history(history, folder):
+    """The tab's components and events. Clips pass through `folder`."""
+    with gr.Tab("History", id="history") as pane, gr.Row():
+        with gr.Column(scale=5, min_width=320):
+            chosen = gr.Radio([], label="Your last clips", elem_classes="jobs")
+            delete = gr.Button("Delete", size="sm")
+            status = gr.HTML(messages.plain(NOTHING), elem_classes="status")
+        with gr.Column(scale=6, min_width=320):
+            clip = clip_player("Clip", 400)
+            with gr.Accordion("Settings of this clip", open=True):
+                settings = gr.JSON(show_label=False)
+    chosen.preprocess = as_given
+    look, show, remove = make_handlers(history, Path(folder))
+    pane.select(look, None, [chosen, status], **QUIET)
+    chosen.input(show, chosen, [clip, settings], api_visibility="private", show_progress="hidden")
+    delete.click(remove, chosen, [clip, settings], **QUIET).then(look, None, [chosen, status], **QUIET)
+
+
+def make_handlers(history, folder):
+    """The handlers that list the visitor's clips, show one, and delete one."""
+
+    def look(visitor: gr.Request = None):
+        kept = history.list(key_of(visitor))
+        choices = [(label(one), one.name) for one in kept]
+        return gr.Radio(choices, value=None), messages.plain(said(history, kept))
+
+    def show(name, visitor: gr.Request = None):
+        with refused(), passing(folder, 1) as (path,):
+            kept = history.get(key_of(visitor), name)
+            shutil.copyfile(kept.path, path)
+            yield str(path), kept.settings
+
+    def remove(name, visitor: gr.Request = None):
+        with refused():
+            if name:
+                history.delete(key_of(visitor), name)
+        return None, None
+
+    return look, show, remove
+
+
+def label(kept):
+    """A clip as the list has it."""
+    asked = kept.settings
+    return (
+        f"{time.strftime('%d %b %H:%M', time.localtime(kept.made))} · {asked.get('prompt')} · {asked.get('steps')} steps · seed {asked.get('seed')}"
+    )
+
+
+def said(history, kept):
+    """The line below the list."""
+    if not kept:
+        return NOTHING
+    lasting = "" if history.lasting else " The folder for them cannot be written to, so they are kept until the page ends."
+    return f"All clips of this page take {history.used() / 1e6:.1f} MB of {history.max_bytes / 1e6:,.0f}; the oldest go first.{lasting}"
