@@ -138,7 +138,7 @@ def test_a_training_step(pretend, kind, dtype, monkeypatch):
     stage.make = lambda: teacher.denoiser.requires_grad_(True)  # a copy of what has no values fails; the network itself will do
     stage.dtype, stage.with_target, stage.loss = torch.float32, False, alone(stage.loss, teacher)
     run = Run(stage, stage.make())
-    passed = []
+    run.ema, passed = made(kind, dtype).denoiser.requires_grad_(False), []  # a copy of pretended tensors belongs to another pretence
 
     def backward(loss):
         passed.append((loss.device.type, loss.dtype, loss.requires_grad))
