@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from test_vgen import network
 from tiny import DENOISER, TEXT, clips
 from transformers import CLIPTextConfig, CLIPTextModel, DPTConfig, DPTForDepthEstimation
 
-from videolcm import conditions
+from videolcm import conditions, training
 from videolcm.depth import DepthNet
 from videolcm.distill import DistillConfig, distill_stage
 from videolcm.judge import Judge
@@ -137,8 +138,9 @@ def test_a_training_step(pretend, kind, dtype, monkeypatch):
     stage = distill_stage(teacher, batch, DistillConfig(iterations=2, batch=2, skips=(20,)))
     stage.make = lambda: teacher.denoiser.requires_grad_(True)  # a copy of what has no values fails; the network itself will do
     stage.dtype, stage.with_target, stage.loss = torch.float32, False, alone(stage.loss, teacher)
-    run = Run(stage, stage.make())
-    passed = []
+    # a copy of pretended tensors would belong to another pretence
+    monkeypatch.setattr(training, "copy", SimpleNamespace(deepcopy=lambda net: made(kind, dtype).denoiser))
+    run, passed = Run(stage, stage.make()), []
 
     def backward(loss):
         passed.append((loss.device.type, loss.dtype, loss.requires_grad))
