@@ -5,6 +5,7 @@ nothing about sampling, pages or training.
 """
 
 import json
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -55,7 +56,8 @@ def load(ref="toybox", role="student", device=None, dtype=None) -> VideoModel:
         from .folder import load_folder
 
         return load_folder(str(ref), folder, role, device, dtype)
-    return load_toybox(str(ref), folder, role, device, dtype)
+    with manifest_of(folder):
+        return load_toybox(str(ref), folder, role, device, dtype)
 
 
 def pick_device(device):
@@ -112,6 +114,15 @@ def manifest_in(folder):
     if not isinstance(found, dict) or not (found.get("kind") or isinstance(found.get("files"), dict)):
         raise AppError("E_CHECKPOINT", given="manifest.json")
     return found
+
+
+@contextmanager
+def manifest_of(folder):
+    """What a manifest with a wrong name or value makes of those who read it: AppError E_CHECKPOINT."""
+    try:
+        yield
+    except (KeyError, TypeError) as error:
+        raise AppError("E_CHECKPOINT", given="manifest.json") from error
 
 
 def read_manifest(folder):
