@@ -6,6 +6,8 @@ It knows nothing about layout or networks. Errors are one line on stderr and exi
 import contextlib
 import os
 
+os.environ.pop("GRADIO_SERVER_PORT", None)  # gradio reads it as a number when it is imported; here --port decides
+
 with contextlib.suppress(ImportError):
     import spaces  # noqa: F401  a Space with a shared GPU needs it before anything else
 
@@ -88,7 +90,10 @@ def serve(args, folder, jobs):
     guard = guard_of(os.environ, public=args.share or args.host not in LOCAL)
     page = build_ui(engine, folder, (jobs, guard, {"toybox": "toybox"}), History())
     options = {"server_name": args.host, "server_port": args.port, "share": args.share, "auth": args.auth, "mcp_server": args.mcp}
-    _, url, public = launch(page, engine, jobs, quiet=True, **options)
+    try:
+        _, url, public = launch(page, engine, jobs, quiet=True, **options)
+    except ValueError as error:  # gradio asks its own page whether it is there
+        raise AppError("E_LOCALHOST") from error
     if args.mcp and not page.mcp_server:
         raise AppError("E_MCP")
     print(f"VideoLCM is at {public or url}", flush=True)

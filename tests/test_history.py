@@ -4,13 +4,14 @@ import shutil
 from types import SimpleNamespace
 
 import gradio as gr
+import httpx
 import pytest
-from conftest import FakeModel
+from conftest import FakeModel, wait_for
 from media import corners
 
 from videolcm.errors import AppError
 from videolcm.history import History, is_key
-from videolcm.ui import Engine
+from videolcm.ui import Engine, build_ui, launch
 from videolcm.ui.comparison_handlers import Stops, make_comparison
 from videolcm.ui.handlers import keeper, make_handler
 from videolcm.ui.history import make_handlers
@@ -120,3 +121,22 @@ def test_a_folder_that_cannot_be_written_to_is_replaced(tmp_path):
     (tmp_path / "file").touch()
     history = History(tmp_path / "file" / "clips")
     assert not history.lasting and keep(history) and "until the page ends" in make_handlers(history, tmp_path)[0](visitor())[1]
+
+
+def test_a_browser_that_comes_back_finds_its_clips(tmp_path, history):
+    """By HTTP, as the page asks: the first tab is closed, the second has the cookie."""
+    engine = Engine(load=lambda ref, role: FakeModel(role))
+    blocks = build_ui(engine, history=history)
+    _, url, _ = launch(blocks, engine, server_name="127.0.0.1", quiet=True)
+    try:
+        with httpx.Client(base_url=url, timeout=60) as first:
+            first.get("/")
+            cookies = dict(first.cookies)
+            first.post("gradio_api/call/text", json={"data": ["a red ball", 1, 9, "lcm", 8, "128x128", "student", "toybox"]})
+        wait_for(lambda: history.list(cookies["videolcm"]))
+        with httpx.Client(base_url=url, timeout=60, cookies=cookies) as second:
+            index = {event["api_name"]: event["id"] for event in second.get("config").json()["dependencies"]}
+            listed, said = second.post("gradio_api/run/predict", json={"data": [], "fn_index": index["look"], "session_hash": "a"}).json()["data"]
+        assert "seed 9" in str(listed) and "MB" in said
+    finally:
+        blocks.close()

@@ -6,6 +6,8 @@ import sys
 import pytest
 
 import app
+from videolcm import jobs as fine_tunes
+from videolcm import ui
 from videolcm.errors import AppError
 from videolcm.lease import Lease
 
@@ -38,3 +40,13 @@ def test_fine_tunes_need_a_folder(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(AppError, match=r"\[E_FOLDER\] The folder for fine-tunes cannot be written to. Choose another with VIDEOLCM_JOBS."):
         Lease(tmp_path / "file" / "jobs")
+
+
+def test_a_page_that_cannot_reach_itself(tmp_path, monkeypatch):
+    def launch(*_, **__):
+        raise ValueError("When localhost is not accessible, a shareable link must be created.")
+
+    monkeypatch.setenv("VIDEOLCM_CLIPS", str(tmp_path / "clips"))
+    monkeypatch.setattr(ui, "launch", launch)
+    with pytest.raises(AppError, match=r"\[E_LOCALHOST\].*NO_PROXY"):
+        app.serve(app.read_arguments([]), str(tmp_path), fine_tunes.Jobs(tmp_path / "jobs"))

@@ -136,6 +136,13 @@ def test_a_damaged_manifest(folder, data):
     assert "manifest.json" in refused("E_CHECKPOINT", folder)
 
 
+def test_a_manifest_with_a_wrong_name(folder):
+    text = (folder / "manifest.json").read_text()
+    for name in ("guidance", "latent", "config"):
+        (folder / "manifest.json").write_text(text.replace(f'"{name}"', f'"{name[:-1]}"'))
+        refused("E_CHECKPOINT", folder)
+
+
 @pytest.mark.parametrize("part", ["codec", "text", "student"])
 def test_one_flipped_byte(folder, part):
     path = folder / f"{part}.safetensors"

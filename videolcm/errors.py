@@ -101,6 +101,7 @@ CATALOGUE = {  # code: (what is wrong, what to do)
     "E_REQUEST": ("The request is not one that the page's API knows.", "See its description, Use via API at the foot of the page."),
     "E_ARGUMENTS": ("The command line is not understood: {detail}.", "See --help."),
     "E_PORT": ("Port {given} is taken.", "Choose another with --port."),
+    "E_LOCALHOST": ("The page cannot be reached from this machine.", "If there is a proxy, add localhost to NO_PROXY; else try again."),
     "E_NETWORK": ("Listening beyond this machine needs a password.", "Add --auth NAME:PASSWORD."),
     "E_MCP": ("The page cannot answer MCP here.", 'Install gradio with it, pip install "gradio[mcp]", or leave out --mcp.'),
     "E_CLIP": ("A clip must be colour pictures of one size, at least 16x16, not {given}.", "Give another video."),

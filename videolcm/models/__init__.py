@@ -5,6 +5,7 @@ nothing about sampling, pages or training.
 """
 
 import json
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -74,9 +75,10 @@ def found(ref, role, device, dtype):
         raise AppError("E_CONVERT", given=folder.name)
     if not any((folder / file).is_file() for file in ("manifest.json", STOCK)):
         raise AppError("E_MODEL", given=ref, known=", ".join(list_models()))
-    manifest, places = read_manifest(folder)
-    if manifest.get("kind", "toybox") == "toybox":
-        return load_toybox(str(ref), folder, manifest, places, role, device, dtype)
+    with manifest_of(folder):
+        manifest, places = read_manifest(folder)
+        if manifest.get("kind", "toybox") == "toybox":
+            return load_toybox(str(ref), folder, manifest, places, role, device, dtype)
     from .folder import load_folder
 
     base = base_of(manifest)
@@ -152,6 +154,15 @@ def manifest_in(folder):
     if not isinstance(found, dict) or not isinstance(found.get("files"), dict):
         raise AppError("E_CHECKPOINT", given="manifest.json")
     return found
+
+
+@contextmanager
+def manifest_of(folder):
+    """What a manifest with a wrong name or value makes of those who read it: AppError E_CHECKPOINT."""
+    try:
+        yield
+    except (KeyError, TypeError) as error:
+        raise AppError("E_CHECKPOINT", given="manifest.json") from error
 
 
 def read_manifest(folder):

@@ -61,7 +61,7 @@ def launch(page, engine, jobs=None, **options):
         "enable_monitoring": False,
         "mcp_server": False,  # whatever GRADIO_MCP_SERVER says
         "allowed_paths": [str(EXAMPLES), str(EARTH)],
-        "state_session_capacity": 500,
+        "state_session_capacity": 64,  # sessions that gradio remembers; each holds every component's settings, half a megabyte for this page
         "app_kwargs": {"routes": gate.health(page, engine, tempfile.gettempdir(), jobs), "middleware": [gate.gate(page, engine)]},
         "prevent_thread_lock": True,
     }
