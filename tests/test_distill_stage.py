@@ -36,9 +36,9 @@ def test_the_target_is_the_average_of_the_student(teacher):
     stage, seen = distill_stage(teacher, clips(), CONFIG), []
     whole = stage.loss
 
-    def loss(net, target, iteration):
+    def loss(net, target, iteration, part):
         seen.append((weights(net), weights(target)))
-        return whole(net, target, iteration)
+        return whole(net, target, iteration, part)
 
     stage.loss = loss
     run = Run(stage, stage.make())

@@ -6,6 +6,8 @@ takes 2-D weights only, one by one; here equal shapes go through as a batch. It 
 
 import torch
 
+from .processes import laid_out
+
 MOMENTUM, NS_STEPS = 0.95, 5
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the Newton-Schulz iteration, Jordan et al. 2024
 TABLES = ("embed", "slots", "places", "table", "leave", "heads", "gain")  # matrices by shape only, or outputs: AdamW
@@ -66,6 +68,8 @@ class MuonAdamW:
             value.copy_(state[f"muon/{name}"])
         known = [(i, name) for i, name in enumerate(self.rest) if f"adam/{name}/step" in state]  # none before the first update
         rows = {i: {key: state[f"adam/{name}/{key}"] for key in ("step", "exp_avg", "exp_avg_sq")} for i, name in known}
+        for i, row in rows.items():
+            row |= {key: laid_out(row[key], self.adam.param_groups[0]["params"][i]) for key in ("exp_avg", "exp_avg_sq")}
         self.adam.load_state_dict({"state": rows, "param_groups": self.adam.state_dict()["param_groups"]})
 
 
@@ -86,13 +90,17 @@ class HalfCopy:
             torch._foreach_copy_(tensors(self.net), tensors(self.master))
 
     @torch.no_grad()
-    def take_gradients(self, clip=1.0):
-        """Moves the gradients to the master, clipped to a norm of `clip`; returns the norm before."""
+    def add_gradients(self):
+        """Moves the gradients to the master, in float32, on top of those that are there."""
         if not self.same:
             for p, q in zip(self.master.parameters(), self.net.parameters(), strict=True):
-                p.grad = None if q.grad is None else q.grad.float()
-                q.grad = None
-        return torch.nn.utils.clip_grad_norm_([p for p in self.master.parameters() if p.grad is not None], clip)
+                if q.grad is not None:
+                    p.grad = q.grad.float() if p.grad is None else p.grad.add_(q.grad)
+                    q.grad = None
+
+    def clip_gradients(self, most=1.0):
+        """Clips the master's gradients to a norm of `most`; returns the norm before."""
+        return torch.nn.utils.clip_grad_norm_([p for p in self.master.parameters() if p.grad is not None], most)
 
 
 @torch.no_grad()

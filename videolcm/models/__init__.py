@@ -51,9 +51,12 @@ def load(ref="toybox", role="student", device=None, dtype=None) -> VideoModel:
         raise AppError("E_CONVERT", given=folder.name)
     if not (folder / "manifest.json").is_file():
         raise AppError("E_MODEL", given=ref, known=", ".join(list_models()))
-    if json.loads((folder / "manifest.json").read_text(encoding="utf-8")).get("kind") == "vgen":
-        from .folder import load_folder
+    manifest, places = read_manifest(folder)
+    if manifest.get("kind") == "vgen":
+        from .folder import load_distilled, load_folder
 
+        if "base" in manifest:
+            return load_distilled(str(ref), folder, manifest, places, role, device, dtype)
         return load_folder(str(ref), folder, role, device, dtype)
     return load_toybox(str(ref), folder, role, device, dtype)
 
@@ -99,7 +102,7 @@ def load_toybox(name, folder, role, device, dtype):
         fps=manifest["fps"],
         sha256=sha256_of(folder / "manifest.json"),
         words=frozenset(manifest["files"]["text"]["config"]["words"]),
-    )
+    ).taking(manifest["files"][role].get("w_range"))
     return Toybox(info, parts["codec"], parts["text"], parts[role], device, dtype)
 
 

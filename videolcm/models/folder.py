@@ -5,6 +5,7 @@ and text_encoder/, tokenizer/, vae/. Out: a FolderModel. It knows nothing about 
 """
 
 import json
+from dataclasses import replace
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, LCMScheduler
@@ -75,9 +76,8 @@ class FolderModel(VideoModel):
         return ((rgb + 1) * 127.5).clamp(0, 255).byte().cpu().numpy()
 
     def denoise(self, x_t, t, cond):
-        dtype = next(self.denoiser.parameters()).dtype
-        given = cond.map(lambda value: value.to(self.device, dtype))
-        v = self.denoiser(x_t.to(dtype), t.float(), given.context, depth=given.depth, sketch=given.sketch, masked=given.masked)
+        given = cond.map(lambda value: value.to(self.device, self.dtype))
+        v = self.denoiser(x_t.to(self.dtype), t.float(), given.context, depth=given.depth, sketch=given.sketch, masked=given.masked)
         return self.schedule.x0_from_v(x_t.float(), v.float(), t)
 
 
@@ -119,6 +119,21 @@ def load_folder(name, folder, role, device, dtype):
     info = ModelInfo(name, role, tuple(manifest["tasks"]), manifest["guidance"], manifest["fps"], sha256_of(folder / "manifest.json"))
     ready = [part.to(device, dtype).eval().requires_grad_(False) for part in (text_encoder, vae, net)]
     return FolderModel(info, tokenizer, *ready, device, dtype)
+
+
+def load_distilled(name, folder, manifest, places, role, device, dtype):
+    """The model of a `folder` that distilling left: its base's, for the student with the network that was trained.
+
+    `manifest` and `places` as the door's `read_manifest` gives them. AppError as `load_folder`.
+    """
+    model = load_folder(name, places["unet"], manifest["role"], device, dtype)
+    if role == "student":
+        entry = manifest["files"]["student"]
+        net = build(VGenConfig(**{word: value for word, value in entry["config"].items() if word != "class"}))
+        fill(net, read_weights(folder / entry["file"], entry["sha256"]), entry["file"])
+        model.denoiser = net.to(device, dtype).eval().requires_grad_(False)
+        model.info = replace(model.info, role="student", sha256=sha256_of(folder / "manifest.json"))
+    return model
 
 
 def component(folder, part, kind):

@@ -184,7 +184,10 @@ class VideoUNet(nn.Module):
         """The sum of the encoded `maps`, (B, concat_dim, F, h, w) for latents x (B, 4, F, h, w); zeros if there are none."""
         total = x.new_zeros(len(x), self.config.concat_dim, *x.shape[2:])
         for name, value in maps.items():
-            total = total + self.encoders[name](value, self.grid(*x.shape[3:]))
+            encoded = self.encoders[name](value, self.grid(*x.shape[3:]))
+            if name in ("depth", "sketch", "masked"):  # a sample of -1 throughout, as `data.conditions` has it, is one without that map
+                encoded = encoded * (value.flatten(1).amax(1) > -1).to(encoded)[:, None, None, None, None]
+            total = total + encoded
         return total
 
     def grid(self, height, width):
