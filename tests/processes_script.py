@@ -3,8 +3,10 @@
 import sys
 
 from videolcm.__main__ import main
+from videolcm.processes import together
 
-for line in sys.argv[1:]:
-    code = main(line.split())
-    if code:
-        sys.exit(code)
+with together():
+    for line in sys.argv[1:]:
+        code = main(line.split())
+        if code:
+            sys.exit(code)

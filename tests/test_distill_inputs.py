@@ -123,9 +123,11 @@ def test_where_the_data_is_one_video_every_jump_follows_the_line_to_it():
 def test_the_perfect_student_needs_no_randomness_in_any_number_of_steps(steps):
     shape = (1, 1, 200, 200)
     *_, last = sample_tcd(best, SCHEDULE, Noise(shape, [3]), NOBODY, steps, 0)
-    assert last.x0.mean().item() == pytest.approx(MEAN, abs=0.02) and last.x0.std().item() == pytest.approx(DEVIATION, abs=0.02)
+    assert last.x0.mean().item() == pytest.approx(MEAN, abs=0.02) and last.x0.std().item() == pytest.approx(
+        DEVIATION, abs=0.04
+    )  # t = 0 has sigma .03
     *_, without = sample_tcd(teacher, SCHEDULE, Noise(shape, [3]), NOBODY, steps, 0)
-    assert abs(without.x0.std().item() - DEVIATION) > 0.03 or steps == 8
+    assert DEVIATION - without.x0.std().item() > 0.1
 
 
 def test_samplers_say_where_a_step_goes():
@@ -204,18 +206,18 @@ def test_a_student_that_is_told_w_learns_what_each_w_gives():
 
     student, g = Line(), seeded()
     target, optimiser = copy.deepcopy(student), torch.optim.Adam(student.parameters(), 2e-2)
-    for _ in range(400):
-        t, t_prev = SCHEDULE.sample_pair(64, g, 100)
+    for _ in range(900):
+        t, t_prev = SCHEDULE.sample_pair(64, g, 500)
         w = 3 * torch.rand(64, generator=g)
         cond = Conditions(torch.ones(64, 1, 1), w=w)
         x_t = SCHEDULE.add_noise(torch.full((64, 1, 1, 2, 2), video), torch.randn(64, 1, 1, 2, 2, generator=g), t)
-        loss = consistency_pair_loss(student, target, knows, SCHEDULE, x_t, t, t_prev, cond, cond.null(torch.zeros(1, 1, 1)), w)
+        loss = consistency_pair_loss(student, target, knows, SCHEDULE, x_t, t, t_prev, cond, cond.null(torch.zeros(1, 1, 1)), w, 10.0)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         update_ema(target, student, 0.95)
     for w in (0.0, 1.0, 2.7):
-        assert (target.a + w * target.b).item() == pytest.approx((1 + w) * video - w * other, abs=0.06)
+        assert (target.a + w * target.b).item() == pytest.approx((1 + w) * video - w * other, abs=0.15)
 
 
 # ---- networks, checkpoints, the door

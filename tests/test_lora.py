@@ -14,7 +14,7 @@ from videolcm.lora import merged, with_adapters
 from videolcm.models.base import Conditions
 from videolcm.training import train
 
-CONFIG = DistillConfig(iterations=4, batch=2, lr=4e-3, ema=0.4, lora=3)
+CONFIG = DistillConfig(iterations=4, batch=2, lr=0.3, ema=0.4, lora=3)
 
 
 class Net(nn.Module):

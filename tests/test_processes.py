@@ -86,10 +86,9 @@ def test_the_first_process_alone_writes_and_speaks(runs):
 
 
 def test_a_batch_in_several_goes_is_the_batch():
-    """Gradients in float32 of a network that computes in bfloat16: of all samples at once, and of two at a time."""
     found = []
     for batch, accumulate in ((4, 1), (2, 2), (1, 4)):
-        stage = distill_stage(tiny.toybox("teacher", torch.float32), tiny.clips(), DistillConfig(batch=batch, accumulate=accumulate))
+        stage = distill_stage(tiny.toybox("teacher", torch.float32), tiny.clips(), DistillConfig(batch=batch, accumulate=accumulate, huber=1.0))
         torch.manual_seed(0)
         run = Run(stage, stage.make())
         loss = run.gradients(5)
@@ -97,7 +96,7 @@ def test_a_batch_in_several_goes_is_the_batch():
         assert stage.samples == 4
     for loss, gradient in found[1:]:
         assert loss == pytest.approx(found[0][0], rel=1e-5)
-        torch.testing.assert_close(gradient, found[0][1], rtol=1e-3, atol=1e-6)
+        assert (gradient - found[0][1]).norm() < 1e-4 * found[0][1].norm()
 
 
 def test_half_precision_adds_its_goes_in_float32():

@@ -20,7 +20,7 @@ from .lora import merged, with_adapters
 from .models.toybox import write_network
 from .processes import sharded, world
 from .schedule import consistency, guide
-from .training import Stage, averaged_weights, fill, generator
+from .training import Stage, averaged_weights, checkpointed, fill, generator
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ class DistillConfig:
 def distill_stage(teacher, clips, config, checkpointing=False, shared=False):
     """The Stage that trains a student of `teacher` (a VideoModel) on cached `clips`. The target, theta*, is what should be shipped.
 
-    What is drawn is drawn for the whole update, of which each process makes its parts. `checkpointing` computes the inside of blocks twice where
-    the network can do so, in place of remembering it; `shared`: no process holds a whole network that computes. AppError E_INPUTS.
+    What is drawn is drawn for the whole update, of which each process makes its parts. `checkpointing` computes the inside of blocks twice in
+    place of remembering it; `shared`: no process holds a whole network that computes. AppError E_INPUTS.
     """
     empty = teacher.encode_text([""])  # (1, L, D)
     frozen = teacher.with_denoiser(sharded(copy.deepcopy(teacher.denoiser), teacher.dtype)) if shared else teacher
@@ -81,10 +81,7 @@ def distill_stage(teacher, clips, config, checkpointing=False, shared=False):
 
     def make():
         net = student_net(teacher, config)
-        for module in net.modules() if checkpointing else ():
-            if hasattr(module, "enable_gradient_checkpointing"):
-                module.enable_gradient_checkpointing()
-        return net
+        return checkpointed(net) if checkpointing else net
 
     return Stage(
         make,

@@ -106,7 +106,8 @@ class Job:
         return self.state in ("PAUSED", "FAILED")
 
     def steps(self):
-        """The lines of log.jsonl as dicts: iteration, loss (None where it was not a number), lr, samples_per_second, figures, skipped."""
+        """The lines of log.jsonl as dicts: iteration, loss (None where it was not a number), lr, samples_per_second, figures, skipped,
+        seconds."""
         return read_lines(self.folder / "log.jsonl")
 
 

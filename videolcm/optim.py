@@ -76,11 +76,12 @@ class MuonAdamW:
 class HalfCopy:
     """A copy of a float32 network in `dtype`, in which forward and backward run; gradients go to the master, weights come back.
 
-    With dtype float32 it is the network itself.
+    With dtype float32 it is the network itself. Multiply a loss by `scale` before its backward: in float16 small gradients would be zero.
     """
 
     def __init__(self, master, make, dtype):
         self.master, self.same = master, dtype == torch.float32
+        self.scale = 4096.0 if dtype == torch.float16 else 1.0
         self.net = master if self.same else make().to(dtype)
         self.refresh()
 
@@ -95,8 +96,8 @@ class HalfCopy:
         if not self.same:
             for p, q in zip(self.master.parameters(), self.net.parameters(), strict=True):
                 if q.grad is not None:
-                    p.grad = q.grad.float() if p.grad is None else p.grad.add_(q.grad)
-                    q.grad = None
+                    grad, q.grad = q.grad.float().div_(self.scale), None
+                    p.grad = grad if p.grad is None else p.grad.add_(grad)
 
     def clip_gradients(self, most=1.0):
         """Clips the master's gradients to a norm of `most`; returns the norm before."""

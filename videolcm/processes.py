@@ -53,8 +53,9 @@ def device_of(given, environ):
 
 @contextmanager
 def together():
-    """The processes' group for as long as the block: gloo between processors, NCCL between GPUs. AppError E_PROCESSES without torchrun."""
-    if share_of(os.environ).world == 1:
+    """The processes' group for as long as the block: gloo between processors, NCCL between GPUs; what is there already stays. AppError E_PROCESSES
+    without torchrun."""
+    if share_of(os.environ).world == 1 or joined():
         yield
         return
     if "MASTER_ADDR" not in os.environ:
@@ -143,7 +144,7 @@ def sharded(net, dtype):
     blocks = [block for blocks in net.modules() if isinstance(blocks, torch.nn.ModuleList) for block in blocks]
     for block in reversed(blocks):  # those inside others first
         fully_shard(block, **options)
-    return fully_shard(net, **options)
+    return fully_shard(net, reshard_after_forward=True, **options)  # the target's forward has no backward that would do it
 
 
 def whole(value):

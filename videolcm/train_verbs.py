@@ -95,7 +95,7 @@ def distill_arguments(parser):
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: the best there is)")
     parser.add_argument("--dtype", metavar="NAME", help="float32, bfloat16, float16 (default: what suits the device)")
     parser.add_argument("--threads", type=number, metavar="N", help="processor threads (default: all)")
-    parser.add_argument("--checkpointing", action="store_true", help="less memory, more time: official networks only")
+    parser.add_argument("--checkpointing", action="store_true", help="less memory, more time: blocks are computed twice")
     parser.add_argument("--shard", action="store_true", help="under torchrun: no process holds the whole network (FSDP)")
 
 

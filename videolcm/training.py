@@ -11,9 +11,12 @@ import math
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from .checkpoint import load_checkpoint, remove_leftovers, save_checkpoint, write_atomic
 from .errors import AppError
@@ -35,6 +38,7 @@ class TrainStep:
     samples_per_second: float
     figures: dict | None = None
     skipped: int = 0
+    seconds: float = 0.0  # of the iteration
 
 
 @dataclass
@@ -115,12 +119,13 @@ def train(stage, out, seed=0, resume=False, minutes=None, turn=nullcontext, save
             with turn() if first else nullcontext():
                 tick = time.monotonic()
                 loss = run.step(run.iteration)
-                rate = stage.samples / (time.monotonic() - tick)
+                seconds = time.monotonic() - tick
             run.count(loss)
             figures = None
             if agreed(stage.is_due(run.iteration, since(validated)))[0]:
                 figures, validated = stage.validate(run.averaged(), out, run.iteration) if first else None, time.monotonic()
-            step = TrainStep(run.iteration, stage.iterations, loss, stage.rate(run.iteration - 1), rate, figures, run.skipped)
+            rate, speed = stage.rate(run.iteration - 1), stage.samples / seconds
+            step = TrainStep(run.iteration, stage.iterations, loss, rate, speed, figures, run.skipped, round(seconds, 4))
             if first:
                 append_line(out / "log.jsonl", step)
             yield step
@@ -188,7 +193,7 @@ class Run:
         parts, losses = self.stage.parts(), []
         for part in parts:
             loss = self.stage.loss(*self.nets, iteration, *part)
-            (loss / len(parts)).backward()
+            (loss * (self.half.scale / len(parts))).backward()
             self.half.add_gradients()
             losses.append(loss.detach())
         loss = torch.stack(losses).mean()
@@ -247,6 +252,16 @@ class Run:
         self.half.refresh()
         if self.stage.with_target:
             self.target.refresh()
+
+
+def checkpointed(net):
+    """`net`, changed in place: the blocks of its lists remember their inputs alone, and are computed again for the gradients."""
+    lists = [name for name, module in net.named_modules() if isinstance(module, nn.ModuleList)]
+    for name in lists:
+        if not any(name.startswith(f"{other}.") for other in lists):
+            for block in net.get_submodule(name):
+                block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    return net
 
 
 def fill(net, weights):
