@@ -10,8 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 CORE = {"errors", "schedule", "sampling", "checkpoint", "optim", "render", "scenery", "world", "video", "footage", "conditions", "masks", "guides"}
 CORE |= {"training", "data", "distill", "pipeline", "judge", "metrics", "compare", "uploads", "jobs", "lease", "own_files", "own_clips", "batch"}
-CORE |= {"history"}
-CORE |= {"memory", "sources"}
+CORE |= {"history", "memory", "processes", "sources"}
 MAY_IMPORT = {
     "errors": set(),
     "memory": set(),
@@ -20,16 +19,18 @@ MAY_IMPORT = {
     "checkpoint": {"errors"},
     "video": {"errors"},
     "footage": {"errors", "video"},
-    "optim": set(),
+    "processes": {"errors"},
+    "lora": set(),
+    "optim": {"processes"},
     "solids": set(),
     "scenery": set(),
     "render": {"errors", "scenery", "solids"},
     "world": {"errors", "render", "scenery", "solids"},
-    "training": {"errors", "checkpoint", "optim"},
+    "training": {"errors", "checkpoint", "optim", "processes"},
     "data": {"errors", "world", "video", "models"},
     "own_files": {"errors", "footage"},
     "own_clips": {"checkpoint", "conditions", "data", "depth", "errors", "footage", "own_files"},
-    "distill": {"errors", "models", "data", "schedule", "checkpoint", "training"},
+    "distill": {"errors", "models", "data", "schedule", "checkpoint", "training", "lora", "processes"},
     "students": set(),
     "sources": {"errors", "students"},
     "fetch_verb": {"arguments", "errors", "memory", "models", "sources"},
@@ -47,8 +48,8 @@ MAY_IMPORT = {
     "masks": {"errors"},
     "guides": {"conditions", "masks"},
     "uploads": {"errors", "footage", "masks", "models", "pipeline"},
-    "batch": {"errors", "pipeline", "video"},
-    "batch_verb": {"arguments", "batch", "errors", "pipeline"},
+    "batch": {"errors", "pipeline", "processes", "video"},
+    "batch_verb": {"arguments", "batch", "errors", "pipeline", "processes"},
     "gallery": {"render", "video", "world"},
     "arguments": {"errors"},
     "guide_arguments": {"arguments", "errors", "uploads"},
@@ -62,6 +63,7 @@ HEAVY = {
     "diffusers": ("models",),
     "transformers": ("models", "conditions"),
     "controlnet_aux": ("conditions",),
+    "peft": ("lora",),
 }
 MODULES = sorted((ROOT / "videolcm").rglob("*.py")) + [ROOT / "app.py"]
 
@@ -124,6 +126,7 @@ def test_nothing_unsafe_is_called(path):
 
 
 def test_importing_the_package_brings_no_page_and_no_diffusers():
-    code = "import sys, videolcm; print(sorted({'gradio', 'spaces', 'diffusers', 'transformers', 'controlnet_aux', 'moviepy'} & set(sys.modules)))"
+    heavy = {"gradio", "spaces", "diffusers", "transformers", "controlnet_aux", "moviepy", "peft"}
+    code = f"import sys, videolcm; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

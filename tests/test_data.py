@@ -145,6 +145,19 @@ def test_conditions_depend_on_the_generators_alone():
     assert not torch.equal(a.masked, c.masked)
 
 
+def test_a_part_of_a_batch_is_that_part_of_the_whole_and_what_is_not_kept_is_not_there():
+    made, texts = clips(8), lambda captions: torch.tensor([[[float(len(caption))]] for caption in captions])
+
+    def of(**options):
+        g, rng = torch.Generator().manual_seed(5), np.random.default_rng(5)
+        return conditions(made, torch.arange(8).flip(0), texts, g, rng, **options)
+
+    whole, part, text = of(), of(part=slice(3, 6)), of(kept=("text", "masked"))
+    for name in ("context", "depth", "sketch", "masked"):
+        assert torch.equal(getattr(part, name), getattr(whole, name)[3:6])
+    assert text.depth is None and text.sketch is None and torch.equal(text.masked, whole.masked)
+
+
 def test_bending_keeps_the_ends_and_the_order():
     maps = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).expand(50, -1, -1, -1)
     made = bent(maps, torch.Generator().manual_seed(0), 0.6, 1.6)

@@ -17,7 +17,7 @@ from videolcm.ui import Engine, build_ui, launch
 from videolcm.ui import distil_messages as say
 from videolcm.ui.distil_handlers import PROMPT, Guard, guard_of, make_action, make_compare_now, make_refresh, make_start
 
-STEP = {"iteration": 1, "iterations": 4, "loss": 0.5, "lr": 1e-5, "samples_per_second": 8.0, "figures": None, "skipped": 0}
+STEP = {"iteration": 1, "iterations": 4, "loss": 0.5, "lr": 1e-5, "samples_per_second": 8.0, "figures": None, "skipped": 0, "seconds": 2.0}
 
 
 class Listed:
@@ -48,7 +48,10 @@ def test_a_start_by_preset_and_by_knobs():
     start = make_start(jobs, Guard(), {"toybox": "toybox"})
     assert start(preset="paper", iterations=3, seed=7.0, conditions=["text"])["state"] == "QUEUED"
     start(iterations=30.0, lr=0.001)
-    (paper, teacher), (own, _) = jobs.told
+    start(lora=8.0, guidance_range="0,3", two_time=True)
+    (paper, teacher), (own, _), (more, _) = jobs.told
+    assert (own.lora, own.guidance_range, own.two_time) == (None, None, False) and paper.lora is None
+    assert (more.lora, more.guidance_range, more.two_time) == (8, "0,3", True)
     assert (paper.iterations, paper.guidance, paper.seed, paper.conditions, teacher) == (4000, 9.0, 7, "text", "toybox")
     assert (own.iterations, own.lr, own.guidance, own.conditions) == (30, 0.001, None, "text,depth,sketch,masked")
 
@@ -63,6 +66,10 @@ BAD = [
     ("E_NUMBER", {"lr": "x"}),
     ("E_NUMBER", {"seed": -1}),
     ("E_NUMBER", {"skip": "20; rm"}),
+    ("E_NUMBER", {"lora": 0}),
+    ("E_NUMBER", {"lora": "all"}),
+    ("E_NUMBER", {"guidance_range": "3,1"}),
+    ("E_NUMBER", {"two_time": "yes"}),
     ("E_CONDITIONS", {"conditions": []}),
     ("E_CONDITIONS", {"conditions": ["--out"]}),
 ]
@@ -130,6 +137,12 @@ def test_the_clock_tells_what_changed_and_only_that(tmp_path):
         file.write(json.dumps({**STEP, "iteration": 3, "loss": None, "skipped": 1}) + "\n")
     _, status, curve, *_ = look("a" * 32, shown)
     assert "Skipped 1" in status and len(curve) == 2
+
+
+def test_the_time_left_is_iterations_times_their_seconds():
+    job = Job("d" * 32, Path("nowhere"), "RUNNING", "", 0.0, ())
+    assert "about 60 s left" in say.status(job, [{**STEP, "iteration": 10, "iterations": 40}])
+    assert "about 5 min left" in say.status(job, [{**STEP, "iteration": 10, "iterations": 130, "seconds": s} for s in (1.0, 4.0)])
 
 
 def test_a_job_whose_process_died_without_a_word(tmp_path):

@@ -7,6 +7,7 @@ import torch
 from tiny import clips, toybox
 
 from videolcm.distill import DistillConfig, distill_stage
+from videolcm.models.toybox import Block
 from videolcm.training import Run, train
 
 CONFIG = DistillConfig(iterations=3, batch=2, lr=4e-3, ema=0.4, skips=(20, 100))
@@ -36,9 +37,9 @@ def test_the_target_is_the_average_of_the_student(teacher):
     stage, seen = distill_stage(teacher, clips(), CONFIG), []
     whole = stage.loss
 
-    def loss(net, target, iteration):
+    def loss(net, target, iteration, part):
         seen.append((weights(net), weights(target)))
-        return whole(net, target, iteration)
+        return whole(net, target, iteration, part)
 
     stage.loss = loss
     run = Run(stage, stage.make())
@@ -85,3 +86,17 @@ def test_the_student_starts_as_the_teacher_in_float32_and_computes_in_the_teache
     assert same(before, weights(teacher.denoiser))
     assert math.isfinite(run.step(0)) and not same(weights(run.half.net), before)
     assert same(weights(run.target.net), {name: value.bfloat16() for name, value in weights(run.ema).items()})
+
+
+def test_blocks_that_are_computed_twice_give_the_same_gradients(teacher, monkeypatch):
+    calls, attend = [], Block.attend
+    monkeypatch.setattr(Block, "attend", lambda block, x: calls.append(torch.is_grad_enabled()) or attend(block, x))
+    found, counts = [], []
+    for checkpointing in (False, True):
+        calls.clear()
+        stage = distill_stage(teacher, clips(), CONFIG, checkpointing)
+        run = Run(stage, stage.make())
+        found.append((run.gradients(0), {name: p.grad for name, p in run.net.named_parameters()}))
+        counts.append(sum(calls))
+    assert found[0][0] == found[1][0] and same(found[0][1], found[1][1])
+    assert counts[1] == 2 * counts[0] > 0

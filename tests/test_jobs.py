@@ -175,6 +175,16 @@ def test_presets_are_knobs_and_knobs_are_arguments(preset):
     assert knobs_of(args) == knobs and isinstance(args, Namespace)
 
 
+def test_every_knob_is_an_argument():
+    from videolcm.__main__ import VERBS, parser_of
+    from videolcm.train_verbs import config_of, knobs_of
+
+    knobs = Knobs(lora=4, guidance_range="0.5,3", two_time=True, accumulate=2, images=0.5, guidance=1.0)
+    assert knobs_of(parser_of(VERBS).parse_args(["distill", *knobs.arguments()])) == knobs
+    config = config_of(knobs, None)
+    assert (config.lora, config.w_range, config.two_time, config.accumulate, config.inputs) == (4, (0.5, 3.0), True, 2, ("w", "s"))
+
+
 def test_the_paper_is_the_papers():
     paper = Knobs(**PRESETS["paper"])
     assert (paper.iterations, paper.lr, paper.ema, paper.guidance, paper.skip, paper.huber) == (4000, 1e-5, 0.95, 9.0, "20", 1e-3)
@@ -188,6 +198,10 @@ def test_the_paper_is_the_papers():
         *(("E_NUMBER", {"skip": value}) for value in ("", "0", "20;100", "1000", "20,", None)),
         *(("E_CONDITIONS", {"conditions": value}) for value in ("", "music", "text,", "text;depth", None)),
         ("E_NUMBER", {"ema": 2}),
+        *(("E_NUMBER", {"lora": value}) for value in (0, 1025, 2.5, "x", True)),
+        *(("E_NUMBER", {"guidance_range": value}) for value in ("", "3", "0,31", 4)),
+        *(("E_NUMBER", {"two_time": value}) for value in ("yes", 1, None)),
+        ("E_NUMBER", {"accumulate": 0}),
         ("E_NUMBER", {"guidance": 31}),
     ],
 )

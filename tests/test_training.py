@@ -242,6 +242,20 @@ def test_killed_at_any_moment_it_goes_on_bit_for_bit(tmp_path):
     assert logs[0] == logs[1] and not list((tmp_path / "parts").glob(".*"))
 
 
+def test_float16_keeps_gradients_that_it_could_not_hold():
+    found = {}
+    for dtype in (torch.float32, torch.float16):
+        torch.manual_seed(0)
+        made = stage(dtype=dtype)
+        loss = made.loss
+        made.loss = lambda net, iteration, loss=loss: 1e-5 * loss(net, iteration)
+        run = Run(made, made.make())
+        run.gradients(0)
+        found[dtype] = run.net.conv.weight.grad
+    assert found[torch.float32].abs().max() < 1e-5
+    torch.testing.assert_close(found[torch.float16], found[torch.float32], rtol=0.1, atol=1e-8)
+
+
 def test_the_rate_warms_up_stays_and_falls_to_zero():
     plan = Stage(None, None, 1000, 0.5, 1, warmup=100, cooldown=0.2)
     assert [plan.rate(i) for i in (0, 49, 99)] == [0.005, 0.25, 0.5]

@@ -235,6 +235,8 @@ def main(argv=None):
     def run():
         args = parser_of(VERBS).parse_args(argv)
         result = VERBS[args.verb][2](args)
+        if result is None:  # another process says it
+            return
         print(json.dumps(result), flush=True)
         if "failed" in result:
             end_batch(result)

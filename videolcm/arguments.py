@@ -35,12 +35,12 @@ def number(text):
     return text
 
 
-def positive(value, name):
+def positive(value, name, most=10**9):
     """A whole number from 1. AppError E_NUMBER."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 10**9:
-        raise AppError("E_NUMBER", name=name, range="a whole number from 1", given=value)
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise AppError("E_NUMBER", name=name, range="a whole number from 1" + (f" to {most}" if most < 10**9 else ""), given=value)
     return value
 
 
@@ -58,6 +58,16 @@ def skips_of(text):
         if not isinstance(value, int) or not 1 <= value <= 999:
             raise AppError("E_NUMBER", name="skip", range="a whole number from 1 to 999, or several with commas", given=text)
     return tuple(values)
+
+
+def range_of(text):
+    """ "0,4" as (0.0, 4.0); None stays None. AppError E_NUMBER."""
+    if text is None:
+        return None
+    values = [number(part) for part in str(text).split(",")]
+    if len(values) != 2 or any(isinstance(value, str) for value in values) or not 0 <= values[0] < values[1] <= 30:
+        raise AppError("E_NUMBER", name="guidance-range", range="two ascending numbers from 0 to 30 with a comma", given=text)
+    return float(values[0]), float(values[1])
 
 
 def exit_code(run):

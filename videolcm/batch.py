@@ -10,14 +10,12 @@ accelerate adds to that is a process group for the whole run, which a machine th
 import json
 import os
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 
 from .errors import AppError
 from .pipeline import Progress, Result, generate, save, settings_of, settle
+from .processes import LONGEST
 from .video import read_settings, require_writable
-
-LONGEST = timedelta(days=30)  # a process may wait for the others as long as they work
 
 
 @dataclass(frozen=True)
@@ -31,18 +29,6 @@ class Line:
     def name(self):
         """The file that its clip becomes: the same whatever the other lines say."""
         return f"{self.number:05d}.mp4"
-
-
-@dataclass(frozen=True)
-class Share:
-    """Which of `world` processes this is, 0 first."""
-
-    rank: int = 0
-    world: int = 1
-
-    def of(self, lines):
-        """This process's part: every world-th of `lines`."""
-        return lines[self.rank :: self.world]
 
 
 @dataclass(frozen=True)
@@ -95,20 +81,6 @@ def fields_of(line, known):
     if unknown or "prompt" not in asked:
         raise AppError("E_LINE", detail=f"nothing is called {unknown[0]}" if unknown else "it has no prompt")
     return asked
-
-
-def share_of(environ):
-    """The Share that RANK and WORLD_SIZE say; all of it without them. AppError E_NUMBER."""
-    world = counted(environ, "WORLD_SIZE", 1, 1, 1_000_000)
-    return Share(counted(environ, "RANK", 0, 0, world - 1), world)
-
-
-def counted(environ, name, default, low, high):
-    """A whole number of the environment. AppError E_NUMBER."""
-    text = environ.get(name, str(default))
-    if not text.isdecimal() or len(text) > 9 or not low <= int(text) <= high:
-        raise AppError("E_NUMBER", name=f"The environment's {name}", range=f"a whole number from {low} to {high}", given=text)
-    return int(text)
 
 
 def make_folder(path):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from .arguments import report
 from .errors import AppError
+from .processes import device_of, share_of
 
 FILES = ("video", "mask")  # what a Request holds as `video` and `hole` is named by files here, and by how to use them
 USES = ("start", "fit", "box", "moving", "grow", "feather")
@@ -34,7 +35,7 @@ def require_one_way(args):
 
 def run_batch(args, request_of, load_model):
     """Make this process's clips; returns the JSON object, whose `failed` names the lines without one. AppError for what concerns all lines."""
-    from .batch import batch, make_folder, read_lines, share_of
+    from .batch import batch, make_folder, read_lines
 
     start, share, lines = time.monotonic(), share_of(os.environ), read_lines(args.prompts)
     make_folder(args.out_dir)
@@ -42,14 +43,6 @@ def run_batch(args, request_of, load_model):
     model = load_model(Namespace(**{**vars(args), "device": device_of(args.device, os.environ)}))
     told = tell(batch(model, mine, lambda line: request_of(line_arguments(args, line)), args.out_dir), len(mine))
     return {"out_dir": str(args.out_dir), "rank": share.rank, "world": share.world, "lines": len(mine), **told, "seconds": seconds_since(start)}
-
-
-def device_of(given, environ):
-    """The device that was asked for; left out, each process of a machine (LOCAL_RANK) has a GPU of its own as long as there are enough."""
-    import torch
-
-    count = torch.cuda.device_count()
-    return f"cuda:{int(environ['LOCAL_RANK']) % count}" if given is None and count > 1 and environ.get("LOCAL_RANK", "").isdecimal() else given
 
 
 def line_arguments(args, line):

@@ -156,52 +156,53 @@ def read_only(path, names):
 
 
 MAPS = ("depth", "sketch", "masked")
+ALL = slice(None)
 
 
-def conditions(clips, chosen, encode_text, g, rng, drop_text=0.1, drop_maps=0.4, kept=MAPS):
+def conditions(clips, chosen, encode_text, g, rng, drop_text=0.1, drop_maps=0.4, kept=MAPS, part=ALL):
     """The Conditions of a batch, text dropped in `drop_text` of it, all maps in `drop_maps`, else each with a chance of half; none but `kept`.
 
-    encode_text: prompts -> context. What is drawn does not depend on what is kept.
+    encode_text: prompts -> context. `part` is the slice of the batch that is made; what is drawn depends neither on it nor on what is kept.
     """
     count = len(chosen)
     captions = [clips.caption(int(i), rng) if rng.random() >= drop_text else "" for i in chosen]
     any_map = torch.rand(count, 1, generator=g) > drop_maps
     keep = (torch.rand(count, 3, generator=g) < 0.5) & any_map
     maps = {
-        "depth": bent(clips.arrays["depth"][chosen], g, 0.8, 1.25),
-        "sketch": drawn(bent(clips.arrays["edges"][chosen], g, 0.6, 1.6), g),
-        "masked": masked_picture(clips.arrays["rgb"][chosen], clips.arrays["ids"][chosen], rng),
+        "depth": bent(clips.arrays["depth"][chosen], g, 0.8, 1.25, part),
+        "sketch": drawn(bent(clips.arrays["edges"][chosen], g, 0.6, 1.6, part), g, count, part),
+        "masked": masked_picture(clips.arrays["rgb"][chosen], clips.arrays["ids"][chosen], rng, part),
     }
     for i, name in enumerate(maps):
-        shown = keep[:, i] & (name in kept)  # (B,)
-        maps[name] = torch.where(shown[:, None, None, None, None], maps[name], -1.0)
+        shown = keep[part, i][:, None, None, None, None]  # (B, 1, 1, 1, 1)
+        maps[name] = torch.where(shown, maps[name], -1.0) if name in kept else None
     with torch.no_grad():
-        return Conditions(encode_text(captions), **maps)
+        return Conditions(encode_text(captions[part]), **maps)
 
 
-def bent(maps, g, low, high):
+def bent(maps, g, low, high, part=ALL):
     """uint8 maps (B, F, h, w) -> (B, 1, F, h, w) in [0, 1], each bent by a power of its own: no map of a real clip is exact."""
     power = low + (high - low) * torch.rand(len(maps), 1, 1, 1, 1, generator=g)
-    return (maps[:, None].float() / 255) ** power
+    return (maps[part, None].float() / 255) ** power[part]
 
 
-def drawn(edges, g):
-    """Exact outlines (B, 1, F, h, w) as extractors draw them: some thicker, some thick and soft."""
+def drawn(edges, g, count=None, part=ALL):
+    """Exact outlines (B, 1, F, h, w) as extractors draw them: some thicker, some thick and soft. They are `part` of a batch of `count`."""
     thick = F.max_pool3d(edges, (1, 3, 3), 1, (0, 1, 1))
     soft = F.avg_pool3d(thick, (1, 3, 3), 1, (0, 1, 1), count_include_pad=False)
-    kind = torch.randint(3, (len(edges), 1, 1, 1, 1), generator=g)
+    kind = torch.randint(3, (count or len(edges), 1, 1, 1, 1), generator=g)[part]
     return torch.where(kind == 0, edges, torch.where(kind == 1, thick, soft))
 
 
-def masked_picture(rgb, ids, rng):
+def masked_picture(rgb, ids, rng, part=ALL):
     """(B, 4, F, h, w): the picture in [-1, 1] with a hole at 0, and 1 where it is kept. Holes: around the objects, or one or two boxes."""
-    pixels = rgb.permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+    pixels = rgb[part].permute(0, 4, 1, 2, 3).float() / 127.5 - 1
     kept = torch.ones(len(rgb), 1, *rgb.shape[1:4])
     for i, clip in enumerate(ids):
         boxes = [object_box(clip, rng)] if rng.random() < 0.6 and clip.any() else [random_box(rng, clip.shape[-1]) for _ in range(rng.integers(1, 3))]
         for y0, y1, x0, x1 in boxes:
             kept[i, :, :, y0:y1, x0:x1] = 0
-    return torch.cat([pixels * kept, kept], 1)
+    return torch.cat([pixels * kept[part], kept[part]], 1)
 
 
 def object_box(ids, rng):

@@ -7,18 +7,20 @@ It knows nothing about what the networks are, nor about sampling.
 
 import copy
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from .checkpoint import write_json
-from .data import CLIPS_PER_SHARD, MAPS, Clips, cache_latents, conditions, render_shards
+from .data import ALL, CLIPS_PER_SHARD, MAPS, Clips, cache_latents, conditions, render_shards
 from .errors import AppError
+from .lora import merged, with_adapters
 from .models import write_student as write_denoiser
+from .processes import sharded, world
 from .schedule import consistency, guide
-from .training import Stage, averaged_weights, generator
+from .training import Stage, averaged_weights, checkpointed, fill, generator
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class DistillConfig:
     """The method's knobs. Where the paper says a number it stands behind; Toybox has its own where the paper's did harm."""
 
     iterations: int = 1000  # paper: about 4,000
-    batch: int = 16
+    batch: int = 16  # of a process at once
+    accumulate: int = 1  # batches of a process that an update sees
     lr: float = 1e-4  # paper: 1e-5, for 1.4 billion parameters; four times as much filled this small model's clips with grain
     guidance: float = 2.0  # w; paper: 9.0, which over-saturates a small model
     skips: tuple[int, ...] = (20,)  # k of each phase, equally long; paper: 20
@@ -35,26 +38,53 @@ class DistillConfig:
     share_last: float = 0.5  # of a batch at t = 999
     seed: int = 0
     conditions: tuple[str, ...] = ("text", *MAPS)  # what the student learns to follow
+    lora: int | None = None  # rank of the adapters that learn in place of the weights
+    w_range: tuple[float, float] | None = None  # w drawn from here and told to it (T2V-Turbo, arXiv 2405.18750)
+    two_time: bool = False  # to every s < t in place of 0 alone (CTM, arXiv 2310.02279; TCD, arXiv 2402.19159): see `jump`
+
+    @property
+    def inputs(self):
+        """What the student's network is told besides t."""
+        return (("w",) if self.w_range else ()) + (("s",) if self.two_time else ())
 
 
-def distill_stage(teacher, clips, config):
-    """The Stage that trains a student of `teacher` (a VideoModel) on cached `clips`. The target, theta*, is what should be shipped."""
+def distill_stage(teacher, clips, config, checkpointing=False, shared=False):
+    """The Stage that trains a student of `teacher` (a VideoModel) on cached `clips`. The target, theta*, is what should be shipped.
+
+    What is drawn is drawn for the whole update, of which each process makes its parts. `checkpointing` computes the inside of blocks twice in
+    place of remembering it; `shared`: no process holds a whole network that computes. AppError E_INPUTS.
+    """
     empty = teacher.encode_text([""])  # (1, L, D)
+    frozen = teacher.with_denoiser(sharded(copy.deepcopy(teacher.denoiser), teacher.dtype)) if shared else teacher
 
-    def loss(net, target, iteration):
+    def loss(net, target, iteration, part=ALL):
         g, rng = generator(51 + config.seed, iteration), np.random.default_rng((51 + config.seed, iteration))
-        chosen = clips.draw(config.batch, g)
+        samples, skip = config.batch * config.accumulate * world(), config.skips[iteration * len(config.skips) // config.iterations]
+        chosen = clips.draw(samples, g)
         drop_text = 0.0 if "text" in config.conditions else 1.0
-        cond = conditions(clips, chosen, teacher.encode_text, g, rng, drop_text, kept=config.conditions).map(lambda value: value.to(teacher.device))
-        x0 = clips.arrays["latents"][chosen].float().to(teacher.device)
-        skip = config.skips[iteration * len(config.skips) // config.iterations]
+        cond = conditions(clips, chosen, teacher.encode_text, g, rng, drop_text, kept=config.conditions, part=part)
+        x0 = clips.arrays["latents"][chosen[part]].float()
+        t, t_prev = teacher.schedule.sample_pair(samples, g, skip, config.share_last)
+        eps = torch.randn((samples, *x0.shape[1:]), generator=g)
+        w, s = config.guidance, None
+        if config.w_range:
+            low, high = config.w_range
+            w = (low + (high - low) * torch.rand(samples, generator=g))[part].to(teacher.device)
+            cond = replace(cond, w=w)
+        if config.two_time:
+            s = sample_goal(t_prev, skip, g)[part].to(teacher.device)
+        x0, t, t_prev, eps = (value.to(teacher.device) for value in (x0, t[part], t_prev[part], eps[part]))
+        cond = cond.map(lambda value: value.to(teacher.device))
         student, average = teacher.with_denoiser(net).denoise, teacher.with_denoiser(target).denoise
-        return consistency_loss(
-            student, average, teacher.denoise, teacher.schedule, x0, cond, cond.null(empty), config.guidance, g, skip, config.huber, config.share_last
-        )
+        x_t = teacher.schedule.add_noise(x0, eps, t)
+        return consistency_pair_loss(student, average, frozen.denoise, teacher.schedule, x_t, t, t_prev, cond, cond.null(empty), w, config.huber, s)
+
+    def make():
+        net = student_net(teacher, config)
+        return checkpointed(net) if checkpointing else net
 
     return Stage(
-        lambda: copy.deepcopy(teacher.denoiser).float().requires_grad_(True),
+        make,
         loss,
         config.iterations,
         config.lr,
@@ -65,7 +95,20 @@ def distill_stage(teacher, clips, config):
         dtype=teacher.dtype,
         muon=False,
         with_target=True,
+        in_parts=True,
+        accumulate=config.accumulate,
+        sharded=shared,
+        finish=merged if config.lora else None,
     )
+
+
+def student_net(teacher, config):
+    """The network that a student begins as, float32: the teacher's with whatever the config adds, which changes nothing yet. AppError E_INPUTS."""
+    net = copy.deepcopy(teacher.denoiser).float().requires_grad_(True)
+    if config.inputs and not hasattr(net, "with_inputs"):
+        raise AppError("E_INPUTS", given=teacher.info.name)
+    net = with_adapters(net, config.lora) if config.lora else net
+    return net.with_inputs(config.inputs) if config.inputs else net
 
 
 def toybox_clips(folder, teacher, report, least=600, latents=None):
@@ -77,29 +120,41 @@ def toybox_clips(folder, teacher, report, least=600, latents=None):
             report(f"rendered {index + 1}/{shards}")
         for path in cache_latents(folder, teacher.encode, latents):
             report(f"encoded {path.stem}")
-    return cached_clips(latents)
+    return cached_clips(latents, teacher)
 
 
-def cached_clips(folder):
-    """The cached clips that lie in `folder`, latents-plain-*.safetensors as `data.cache_latents` writes them. AppError E_DATA if there are none."""
+def cached_clips(folder, teacher):
+    """The cached clips that lie in `folder`, latents-plain-*.safetensors as `data.cache_latents` writes them. AppError E_DATA if there are none,
+    E_LATENTS if they have other channels than the teacher's."""
     if not any(Path(folder).glob("latents-plain-*.safetensors")):
         raise AppError("E_DATA", given=Path(folder).name)
-    return Clips(folder, ("plain",), ("latents", "depth", "edges", "ids", "rgb"))
+    clips = Clips(folder, ("plain",), ("latents", "depth", "edges", "ids", "rgb"))
+    if clips.arrays["latents"].shape[1] != teacher.latent_shape(16, 256, 256)[0]:
+        raise AppError("E_LATENTS", given=Path(folder).name)
+    return clips
 
 
-def finished_student(out, teacher):
-    """(denoiser, iteration): the averaged weights (theta*) of the newest checkpoint of the run in `out`."""
-    net = copy.deepcopy(teacher.denoiser)
+def finished_student(out, teacher, config=DistillConfig()):
+    """(denoiser, iteration): the averaged weights (theta*) of the newest checkpoint of the run in `out`, float32. AppError E_RESUME, E_INPUTS."""
+    net = student_net(teacher, config).requires_grad_(False)
     iteration, weights = averaged_weights(out)
-    net.load_state_dict(weights)
-    return net, iteration
+    fill(net, weights)
+    return merged(net) if config.lora else net, iteration
 
 
 def write_student(out, base, net, iteration, config):
-    """Makes the run folder `out` a model that the door loads: the denoiser `net` after so many iterations, and a manifest that names its base."""
+    """Makes the run folder `out` a model that the door loads: the denoiser `net` after so many iterations, and a manifest that names its base and
+    says what sampling has to know."""
     written = write_denoiser(net, base, out)
+    if config.w_range:
+        written["files"]["student"]["w_range"] = config.w_range
     distilled = {"iteration": iteration, **asdict(config)}
     write_json(Path(out) / "manifest.json", {"base": base, **written, "distilled": distilled})
+
+
+def student_info(info, config):
+    """What is known of a student of the teacher with this ModelInfo."""
+    return replace(info, role="student").taking(config.w_range)
 
 
 def student_iteration(out):
@@ -119,13 +174,36 @@ def consistency_loss(student, target, teacher, schedule, x0, cond, null, w, gene
     return consistency_pair_loss(student, target, teacher, schedule, x_t, t, t_prev, cond, null, w, c)
 
 
-def consistency_pair_loss(student, target, teacher, schedule, x_t, t, t_prev, cond, null, w, c=1e-3):
-    """Eq. 2 for given noised latents x_t (B, C, F, h, w) and timesteps t > t_prev (B,): a scalar, float32."""
+def consistency_pair_loss(student, target, teacher, schedule, x_t, t, t_prev, cond, null, w, c=1e-3, s=None):
+    """Eq. 2 for given noised latents x_t (B, C, F, h, w) and timesteps t > t_prev (B,): a scalar, float32. w: a number or (B,).
+
+    With s (B,), each s <= t_prev, the two are compared where they pass s (`jump`) in place of where they end.
+    """
+
+    def answer(denoise, x, at):
+        return consistency(denoise, schedule, x, at, cond) if s is None else jump(denoise, schedule, x, at, s, cond)
+
     with torch.no_grad():
         x_prev = solver_step(teacher, schedule, x_t, t, t_prev, cond, null, w)
-        goal = consistency(target, schedule, x_prev, t_prev, cond)
+        goal = answer(target, x_prev, t_prev)
     # Eq. 2: d(f_theta(x_{t_{n+k}}, t_{n+k}), f_theta*(x_{t_n}, t_n))
-    return pseudo_huber(consistency(student, schedule, x_t, t, cond), goal, c)
+    return pseudo_huber(answer(student, x_t, t), goal, c)
+
+
+def jump(denoise, schedule, x_t, t, s, cond):
+    """The two-time map: from x_t at t to where its trajectory is at s <= t (CTM, arXiv 2310.02279, Eq. 8, in TCD's form, arXiv 2402.19159, Eq. 13).
+
+    One DDIM step, whose x0 is f's answer by a network that knows s: at s = t it is x_t itself, whatever the network says. (B, C, F, h, w), float32.
+    """
+    return schedule.ddim_step(x_t, consistency(denoise, schedule, x_t, t, cond.towards(s)), t, s)
+
+
+def sample_goal(t_prev, skip, generator, share_end=0.5):
+    """s of each sample (B,): for a share of them 0, where one step goes; else a point of the grid from t_prev down, or 0, each as likely."""
+    steps = -(-t_prev // skip)  # from t_prev to 0
+    draws = torch.rand(2, len(t_prev), generator=generator)
+    s = t_prev - skip * (draws[0] * (steps + 1)).long()
+    return torch.where(draws[1] < share_end, 0, s.clamp(min=0))
 
 
 def solver_step(teacher, schedule, x_t, t, t_prev, cond, null, w):

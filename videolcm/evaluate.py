@@ -40,21 +40,22 @@ def held_out(count):
 
 
 @torch.no_grad()
-def clips(model, prompts, seeds, steps, sampler, guidance=0.0, frames=16, size=(256, 256)):
-    """A batch of clips, uint8 (B, F, H, W, 3). `size` is (height, width); the same prompt and seed give what `generate` gives."""
+def clips(model, prompts, seeds, steps, sampler, guidance=0.0, frames=16, size=(256, 256), **knobs):
+    """A batch of clips, uint8 (B, F, H, W, 3). `size` is (height, width), `knobs` are the sampler's own; the same prompt and seed give what
+    `generate` gives."""
     context, empty = model.encode_text(list(prompts)), model.encode_text([""])
     noise = Noise(model.latent_shape(frames, *size), list(seeds), model.device)
     denoise = guided(model.denoise, empty, guidance)
-    for step in SAMPLERS[sampler](denoise, model.schedule, noise, Conditions(context), steps):
+    for step in SAMPLERS[sampler](denoise, model.schedule, noise, Conditions(context), steps, **knobs):
         latents = step.x0
     return np.stack([to_frames(model.decode(one[None], frames)) for one in latents])
 
 
-def made_clips(model, rows, steps, sampler, guidance=0.0):
+def made_clips(model, rows, steps, sampler, guidance=0.0, **knobs):
     """Yields what `clips` makes of each row of prompts, in turn."""
     for at in range(0, len(rows), BATCH):
         part = rows[at : at + BATCH]
-        yield from clips(model, [row["prompt"] for row in part], [row["seed"] for row in part], steps, sampler, guidance)
+        yield from clips(model, [row["prompt"] for row in part], [row["seed"] for row in part], steps, sampler, guidance, **knobs)
 
 
 def rendered_clips(rows):
@@ -92,16 +93,16 @@ def summary(found, rendered, reference):
     }
 
 
-def evaluate(student, teacher, rows, steps=(1, 2, 4, 8), teacher_steps=(50,)):
+def evaluate(student, teacher, rows, steps=(1, 2, 4, 8), teacher_steps=(50,), sampler="lcm", **knobs):
     """Yields (line, None) of progress and (name, figures) of each finished row: rendered, teacher, the undistilled teacher, student.
 
-    The first of `teacher_steps` is the reference of motion; without it the rendered clips are.
+    The first of `teacher_steps` is the reference of motion; without it the rendered clips are. `sampler` and its `knobs` are the student's.
     """
     w, kept = teacher.info.guidance, {}
     plan = [("rendered clips", rendered_clips(rows))]
     plan += [(f"teacher, DDIM {n}", made_clips(teacher, rows, n, "ddim", w)) for n in teacher_steps]
     plan += [(f"teacher undistilled, LCM {n}", made_clips(teacher, rows, n, "lcm", w)) for n in steps]
-    plan += [(f"student, LCM {n}", made_clips(student, rows, n, "lcm")) for n in steps]
+    plan += [(f"student, {sampler.upper()} {n}", made_clips(student, rows, n, sampler, **knobs)) for n in steps]
     for name, made in plan:
         kept[name] = []
         for frames, row in zip(made, rows, strict=True):

@@ -21,7 +21,7 @@ from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
-from .arguments import between, positive, skips_of
+from .arguments import between, positive, range_of, skips_of
 from .errors import AppError
 from .students import JOB_ID, job_folders, jobs_folder
 
@@ -54,9 +54,13 @@ class Knobs:
     conditions: str = "text,depth,sketch,masked"
     preview_every: float | None = 60
     images: float | None = None  # share of pictures in a batch of own clips
+    lora: int | None = None  # rank of adapters that learn in place of the weights
+    guidance_range: str | None = None  # "LOW,HIGH": w as an input of the student
+    two_time: bool = False
+    accumulate: int = 1
 
     def __post_init__(self):
-        for name in ("iterations", "batch", "clips"):
+        for name in ("iterations", "batch", "clips", "accumulate"):
             object.__setattr__(self, name, positive(getattr(self, name), name))
         for name, low, high in (("ema", 0, 1), ("huber", 0, 10), ("seed", 0, 2**31 - 1)):
             between(getattr(self, name), name, low, high)
@@ -64,12 +68,17 @@ class Knobs:
             if getattr(self, name) is not None:
                 between(getattr(self, name), name, low, high)
         object.__setattr__(self, "seed", int(self.seed))
-        skips_of(self.skip), conditions_of(self.conditions)
+        if not isinstance(self.two_time, bool):
+            raise AppError("E_NUMBER", name="two_time", range="true or false", given=self.two_time)
+        if self.lora is not None:
+            object.__setattr__(self, "lora", positive(self.lora, "lora", 1024))
+        skips_of(self.skip), conditions_of(self.conditions), range_of(self.guidance_range)
 
     def arguments(self):
         """The knobs as a command line."""
         values = {field.name.replace("_", "-"): getattr(self, field.name) for field in fields(self)}
-        return [text for name, value in values.items() if value is not None for text in (f"--{name}", str(value))]
+        given = {name: value for name, value in values.items() if value is not None and value is not False}
+        return [text for name, value in given.items() for text in ([f"--{name}"] if value is True else [f"--{name}", str(value)])]
 
 
 def conditions_of(text):
@@ -97,7 +106,8 @@ class Job:
         return self.state in ("PAUSED", "FAILED")
 
     def steps(self):
-        """The lines of log.jsonl as dicts: iteration, loss (None where it was not a number), lr, samples_per_second, figures, skipped."""
+        """The lines of log.jsonl as dicts: iteration, loss (None where it was not a number), lr, samples_per_second, figures, skipped,
+        seconds."""
         return read_lines(self.folder / "log.jsonl")
 
 

@@ -5,6 +5,7 @@ In: parsed arguments. Out: a table on stderr and a dict for the last line of std
 
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from .arguments import number, report
 from .errors import AppError
@@ -18,6 +19,9 @@ def evaluate_arguments(parser):
     parser.add_argument("--steps", default="1,2,4,8", metavar="LIST", help="the student's steps (default: 1,2,4,8)")
     parser.add_argument("--teacher-steps", default="50", metavar="LIST", help="the teacher's DDIM steps (default: 50)")
     parser.add_argument("--guidance", type=number, metavar="W", help="the teacher's w (default: its own)")
+    parser.add_argument("--sampler", default="lcm", metavar="NAME", help="of the student, for text: lcm or tcd (default: lcm)")
+    parser.add_argument("--gamma", type=number, metavar="G", help="randomness of tcd, 0 to 1 (default: 0.3); 0 suits a two-time map")
+    parser.add_argument("--student-guidance", type=number, metavar="W", help="w of a student that takes it as an input (default: its own)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="also write a plot of text match against steps, an SVG")
 
 
@@ -32,9 +36,10 @@ def run_evaluate(args):
     student, teacher = models.load(args.model), models.load(args.model, role="teacher")
     if args.guidance is not None:
         teacher.info = replace(teacher.info, guidance=float(args.guidance))
+    student.info = told_w(student.info, args.student_guidance)
     plan, found = (steps_of(args.steps, 8), steps_of(args.teacher_steps, 100)), {}
     if args.task == "text":
-        events = evaluate(student, teacher, rows[:count], *plan)
+        events = evaluate(student, teacher, rows[:count], *plan, **sampler_of(args.sampler, args.gamma))
     else:
         from .evaluate_guided import FIGURES, evaluate_guided
         from .evaluate_guided import guided_table as table
@@ -53,10 +58,32 @@ def run_evaluate(args):
     return {"task": args.task, "prompts": len(rows[:count]), "rows": found}
 
 
+def told_w(info, w):
+    """The ModelInfo of a student that is told w; as it is for None. AppError E_W_RANGE for what it has not learned."""
+    from dataclasses import replace
+
+    if w is None:
+        return info
+    low, high = info.w_range or (0, 0)
+    if not isinstance(w, (int, float)) or not low <= w <= high:
+        raise AppError("E_W_RANGE", model=info.name, low=low, high=high, given=w)
+    return replace(info, guidance=float(w))
+
+
+def sampler_of(name, gamma):
+    """{"sampler": name, "gamma": gamma if there is one}. AppError E_SAMPLER, E_GAMMA."""
+    from .pipeline import one_of, within
+
+    one_of(name, ("lcm", "tcd"), "E_SAMPLER")
+    gamma = within(gamma, 0, 1, "E_GAMMA")
+    return {"sampler": name} | ({"gamma": gamma} if name == "tcd" and gamma is not None else {})
+
+
 def bench_arguments(parser):
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--quick", action="store_true", help="one clip, eight clips, start and memory alone, without Table 1 and growth")
-    kind.add_argument("--full", action="store_true", help="everything (the default)")
+    kind.add_argument("--full", action="store_true", help="everything but training (the default)")
+    kind.add_argument("--training", action="store_true", help="a step of distilling alone: its seconds over those of its parts, and its memory")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
     parser.add_argument("--count", type=number, default=100, metavar="N", help="prompts for the text match, 0 for none (default: 100)")
 
@@ -64,6 +91,9 @@ def bench_arguments(parser):
 def run_bench(args):
     """Speed, size, and the text match of 4 steps beside the teacher's; returns the figures."""
     from . import models
+
+    if args.training:
+        return written(args.json, run_bench_training(models.load("toybox", role="teacher")))
     from .bench import growth, quick, table_1, table_of
     from .evaluate import evaluate, read_prompts, table
     from .judge import has_judge
@@ -80,8 +110,22 @@ def run_bench(args):
         found = {name: row for name, row in evaluate(student, teacher, rows, (4,), (50,)) if row or report(name)}
         report(table(found))
         figures["text_match"] = {name: round(row["mean"], 3) for name, row in found.items()}
-    if args.json:
-        write_text(args.json, json.dumps(figures, indent=1) + "\n")
+    return written(args.json, figures)
+
+
+def run_bench_training(teacher):
+    """The figures of a training step, on clips that are rendered for it."""
+    from .bench import machine
+    from .bench_training import training_step
+
+    with TemporaryDirectory(prefix="videolcm-") as folder:
+        return {"machine": machine(teacher), **training_step(teacher, folder, report)}
+
+
+def written(path, figures):
+    """The figures, which are in the file at `path` now too if there is one. AppError E_OUTPUT."""
+    if path:
+        write_text(path, json.dumps(figures, indent=1) + "\n")
     return figures
 
 

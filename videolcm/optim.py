@@ -6,6 +6,8 @@ takes 2-D weights only, one by one; here equal shapes go through as a batch. It 
 
 import torch
 
+from .processes import laid_out
+
 MOMENTUM, NS_STEPS = 0.95, 5
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the Newton-Schulz iteration, Jordan et al. 2024
 TABLES = ("embed", "slots", "places", "table", "leave", "heads", "gain")  # matrices by shape only, or outputs: AdamW
@@ -66,17 +68,20 @@ class MuonAdamW:
             value.copy_(state[f"muon/{name}"])
         known = [(i, name) for i, name in enumerate(self.rest) if f"adam/{name}/step" in state]  # none before the first update
         rows = {i: {key: state[f"adam/{name}/{key}"] for key in ("step", "exp_avg", "exp_avg_sq")} for i, name in known}
+        for i, row in rows.items():
+            row |= {key: laid_out(row[key], self.adam.param_groups[0]["params"][i]) for key in ("exp_avg", "exp_avg_sq")}
         self.adam.load_state_dict({"state": rows, "param_groups": self.adam.state_dict()["param_groups"]})
 
 
 class HalfCopy:
     """A copy of a float32 network in `dtype`, in which forward and backward run; gradients go to the master, weights come back.
 
-    With dtype float32 it is the network itself.
+    With dtype float32 it is the network itself. Multiply a loss by `scale` before its backward: in float16 small gradients would be zero.
     """
 
     def __init__(self, master, make, dtype):
         self.master, self.same = master, dtype == torch.float32
+        self.scale = 4096.0 if dtype == torch.float16 else 1.0
         self.net = master if self.same else make().to(dtype)
         self.refresh()
 
@@ -86,13 +91,17 @@ class HalfCopy:
             torch._foreach_copy_(tensors(self.net), tensors(self.master))
 
     @torch.no_grad()
-    def take_gradients(self, clip=1.0):
-        """Moves the gradients to the master, clipped to a norm of `clip`; returns the norm before."""
+    def add_gradients(self):
+        """Moves the gradients to the master, in float32, on top of those that are there."""
         if not self.same:
             for p, q in zip(self.master.parameters(), self.net.parameters(), strict=True):
-                p.grad = None if q.grad is None else q.grad.float()
-                q.grad = None
-        return torch.nn.utils.clip_grad_norm_([p for p in self.master.parameters() if p.grad is not None], clip)
+                if q.grad is not None:
+                    grad, q.grad = q.grad.float().div_(self.scale), None
+                    p.grad = grad if p.grad is None else p.grad.add_(grad)
+
+    def clip_gradients(self, most=1.0):
+        """Clips the master's gradients to a norm of `most`; returns the norm before."""
+        return torch.nn.utils.clip_grad_norm_([p for p in self.master.parameters() if p.grad is not None], most)
 
 
 @torch.no_grad()

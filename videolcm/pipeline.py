@@ -36,7 +36,8 @@ class Request:
 
     prompt: 1..512 characters once control characters are gone; steps: 1..8 for the samplers lcm and tcd, 1..100 for ddim, None for 4 or 50;
     seed: 0..2147483647; frames: 8..32; height, width: multiples of 32 in 128..512; guidance: w of Eq. 5 in 0..30, None for none with a
-    student and the model's own with a teacher; gamma: of the sampler tcd in 0..1, None for 0.3; the others have no such knob.
+    student, the model's own with a teacher or with a student that takes w as an input; gamma: of the sampler tcd in 0..1, None for 0.3; the
+    others have no such knob.
     task: text, or depth, sketch, inpaint, which follow `video`, uint8 (frames, height, width, 3) as `footage.read_video` makes it; inpaint
     replaces `hole`, float32 (frames, height, width) in 0..1 as masks.py makes it. also: more maps to follow, of depth and sketch; extractor:
     a name of conditions.EXTRACTORS for the task's own map, None for the best that is here; strength: 0..2, how strongly maps are followed.
@@ -151,9 +152,9 @@ def generate(model, request, prepare=None):
 
     `prepare(model, request) -> (cond, empty)` is `encode_prompt`, or something that gives the same but need not make it anew.
 
-    AppError E_TASK_MODEL if the model does not do the task, E_TASK_INPUT if the task needs a video, E_NONFINITE if its values are not
-    numbers, E_MEMORY where memory runs out, when all of the clip has been freed. Preview and conversion to uint8 are counted in their stages'
-    seconds; the result's write is 0 until `save`.
+    AppError E_TASK_MODEL if the model does not do the task, E_TASK_INPUT if the task needs a video, E_W_RANGE if it has not learned that
+    guidance, E_NONFINITE if its values are not numbers, E_MEMORY where memory runs out, when all of the clip has been freed. Preview and
+    conversion to uint8 are counted in their stages' seconds; the result's write is 0 until `save`.
     """
     request = settle(model, request)
     try:
@@ -175,6 +176,8 @@ def made(model, request, prepare):
         cond, empty = (prepare or encode_prompt)(model, request)
     yield Progress("text", 1, 1)
     denoise_guided, maps, remarks = guided(denoise, empty, request.guidance), {}, ()
+    if model.info.w_range:  # the student does by itself what guidance did for its teacher
+        denoise_guided, cond = denoise, cond.with_w(request.guidance)
     if request.task != "text":
         from . import guides  # brings OpenCV and the extractors, which text alone does without
 
@@ -223,8 +226,11 @@ def settle(model, request):
     """The request with its guidance and gamma decided, once it is known that this model can do it."""
     if request.task not in model.info.tasks:
         raise AppError("E_TASK_MODEL", model=model.info.name, given=request.task, known=", ".join(model.info.tasks))
-    own = model.info.guidance if model.info.role == "teacher" else 0.0
+    takes = model.info.w_range
+    own = model.info.guidance if model.info.role == "teacher" or takes else 0.0
     guidance = own if request.guidance is None else request.guidance
+    if takes and not takes[0] <= guidance <= takes[1]:
+        raise AppError("E_W_RANGE", model=model.info.name, low=takes[0], high=takes[1], given=guidance)
     gamma = GAMMA if request.gamma is None else request.gamma
     return replace(request, guidance=guidance, gamma=gamma if request.sampler == "tcd" else None)
 

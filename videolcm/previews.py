@@ -4,7 +4,6 @@ In: the teacher and the averaged weights. Out: small mp4s in the run folder, and
 so the training's random sources are not touched. It knows nothing about losses.
 """
 
-from dataclasses import replace
 from pathlib import Path
 
 from .errors import AppError
@@ -15,15 +14,15 @@ TEACHER = "preview-teacher.mp4"
 
 
 class Previews:
-    """A Stage's `validate`: called with (averaged denoiser, folder, iteration). `turn()` is the device for one clip."""
+    """A Stage's `validate`: called with (averaged denoiser, folder, iteration). `info` is the student's, `turn()` the device for one clip."""
 
-    def __init__(self, teacher, turn):
-        self.teacher, self.turn = teacher, turn
+    def __init__(self, teacher, info, turn):
+        self.teacher, self.info, self.turn = teacher, info, turn
 
     def __call__(self, net, out, iteration):
         """{"previews": {steps: file name}}, or {"error": why there are none}: a preview that fails is no reason to stop."""
         student = self.teacher.with_denoiser(net)
-        student.info = replace(student.info, role="student")
+        student.info = self.info
         names = {steps: f"preview-{iteration:08d}-{steps}.mp4" for steps in STEPS}
         try:
             if not (Path(out) / TEACHER).exists():

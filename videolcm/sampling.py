@@ -77,16 +77,17 @@ def sample_lcm(denoise, schedule, noise, cond, steps):
     yield from consistency_steps(denoise, schedule, noise, cond, steps, renoise)
 
 
-def consistency_steps(denoise, schedule, noise, cond, steps, renoise):
-    """The steps of a consistency model, between which `renoise(x_t, x0, t, t_next)` makes the next x_t."""
+def consistency_steps(denoise, schedule, noise, cond, steps, renoise, goal=lambda t: 0):
+    """The steps of a consistency model, between which `renoise(x_t, x0, t, t_next)` makes the next x_t. `goal(t_next)` is the timestep s that a
+    step goes down to before: a student of a two-time map wants to know it, and reads it from the conditions."""
     timesteps = schedule.lcm_timesteps(steps).tolist()  # (steps,) descending
     x_t = noise.initial()  # (B, C, F, h, w)
-    for i, t in enumerate(timesteps):
+    for i, (t, t_next) in enumerate(zip(timesteps, [*timesteps[1:], 0], strict=True)):
         # Eq. 1: x0 = f(x_t, t)
-        x0 = checked(i + 1, consistency, denoise, schedule, x_t, t, cond)
+        x0 = checked(i + 1, consistency, denoise, schedule, x_t, t, cond and cond.towards(goal(t_next)))
         yield Step(i + 1, steps, t, x0)
         if i + 1 < steps:
-            x_t = renoise(x_t, x0, t, timesteps[i + 1])
+            x_t = renoise(x_t, x0, t, t_next)
 
 
 def sample_ddim(denoise, schedule, noise, cond, steps):
@@ -111,15 +112,18 @@ def sample_tcd(denoise, schedule, noise, cond, steps, gamma=GAMMA):
     fresh noise. gamma 0 is deterministic, gamma 1 almost sample_lcm; one step is sample_lcm's. AppError as sample_lcm.
 
     The same as diffusers' TCDScheduler, but that the end is x0 itself instead of x_0, which still has sigma = .03. A student of Eq. 1 keeps
-    the spread of its data at gamma 1; less randomness gives more contrast.
+    the spread of its data at gamma 1; less randomness gives more contrast. One that learned a two-time map keeps it at gamma 0.
     """
 
+    def goal(t_next):
+        return math.floor((1 - gamma) * t_next)
+
     def renoise(x_t, x0, t, t_next):
-        s = math.floor((1 - gamma) * t_next)
+        s = goal(t_next)
         x_s = schedule.ddim_step(x_t, x0, t, s)  # at t = 999, where alpha is 0, the predicted noise is x_t itself
         return schedule.add_noise_from(x_s, noise.at(t_next), s, t_next)
 
-    yield from consistency_steps(denoise, schedule, noise, cond, steps, renoise)
+    yield from consistency_steps(denoise, schedule, noise, cond, steps, renoise, goal)
 
 
 SAMPLERS = {"lcm": sample_lcm, "tcd": sample_tcd, "ddim": sample_ddim}

@@ -185,11 +185,13 @@ def consistency(denoise, schedule, x_t, t, cond):
 def guide(denoise, x_t, t, cond, null, w):
     """Eq. 5 in x0 form: x0 (B, ...), float32, by one call on a batch of 2 B; w = 0 calls on `cond` alone.
 
-    `null` is `cond` with another text. w is the paper's: the usual guidance scale is 1 + w. A DDIM step is affine in x0 for fixed x_t,
-    so guiding x0 is guiding the step, eps or v, and needs no division by alpha.
+    `null` is `cond` with another text. w, a number or (B,), is the paper's: the usual guidance scale is 1 + w. A DDIM step is affine in x0
+    for fixed x_t, so guiding x0 is guiding the step, eps or v, and needs no division by alpha.
     """
     t = per_sample(t, x_t)  # (B,)
-    if w == 0:
+    if torch.is_tensor(w):
+        w = as_column(w, x_t)  # (B, 1, 1, 1, 1)
+    elif w == 0:
         return denoise(x_t, t, cond).float()
     both = denoise(torch.cat([x_t, x_t]), torch.cat([t, t]), cond.cat(null)).float()  # (2 B, ...)
     x0_cond, x0_null = both.chunk(2)  # (B, ...) twice

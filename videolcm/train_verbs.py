@@ -4,14 +4,16 @@ In: parsed arguments. Out: run folders, a student folder, a dict for the last li
 distill.py's; heavy imports wait inside.
 """
 
+import os
 import signal
 import time
 from dataclasses import fields, replace
 from pathlib import Path
 
-from .arguments import between, number, positive, report, skips_of
+from .arguments import between, number, positive, range_of, report, skips_of
 from .errors import AppError
-from .jobs import Knobs, Worker, conditions_of, note, work
+from .jobs import CONDITIONS, Knobs, Worker, conditions_of, note, work
+from .processes import after_the_first, device_of, rank, share_of, together, world
 
 STAGES = ("data", "codec", "latents", "text", "backdrop", "teacher", "judge", "depth", "ship")
 REPORT_SECONDS = 10
@@ -64,12 +66,23 @@ def distill_arguments(parser):
     )
     parser.add_argument("--images", type=number, metavar="RATIO", help="share of a batch of own clips that pictures have, 0 to 1 (default: 0.25)")
     parser.add_argument("--iterations", type=number, default=1000, metavar="N", help="updates (default: 1000; the paper: about 4000)")
-    parser.add_argument("--batch", type=number, default=16, metavar="N", help="clips an update (default: 16)")
+    parser.add_argument("--batch", type=number, default=16, metavar="N", help="clips of a process at once (default: 16)")
+    parser.add_argument("--accumulate", type=number, default=1, metavar="N", help="batches that a process gives an update (default: 1)")
     parser.add_argument("--lr", type=number, metavar="RATE", help="learning rate (default: the teacher's own: toybox 1e-4, others 1e-5)")
     parser.add_argument("--ema", type=number, default=0.95, metavar="RATE", help="of the target network (default: 0.95, the paper's)")
     parser.add_argument("--guidance", type=number, metavar="W", help="w of Eq. 5 (default: the teacher's own; the paper: 9)")
-    parser.add_argument("--skip", default="20", metavar="K", help="train timesteps a solver step spans; a list like 100,20 for phases (default: 20)")
-    parser.add_argument("--huber", type=number, default=1e-3, metavar="C", help="threshold of the pseudo-Huber loss (default: 1e-3)")
+    parser.add_argument(
+        "--skip",
+        default="20",
+        metavar="K",
+        help="train timesteps a solver step spans; a list like 100,20 for phases (default: 20, the official code's)",
+    )
+    parser.add_argument(
+        "--huber", type=number, default=1e-3, metavar="C", help="threshold of the pseudo-Huber loss (default: 1e-3, the official code's)"
+    )
+    parser.add_argument("--lora", type=number, metavar="RANK", help="train adapters of this rank in place of the weights (default: the weights)")
+    parser.add_argument("--guidance-range", metavar="LOW,HIGH", help="w as an input of the student, learned between these")
+    parser.add_argument("--two-time", action="store_true", help="learn to go from each timestep to any before it; sample it with tcd and gamma 0")
     parser.add_argument("--seed", type=number, default=0, metavar="N", help="of batches and noise (default: 0)")
     parser.add_argument("--out", type=Path, default=Path("runs/student"), metavar="DIR", help="student folder (default: runs/student)")
     parser.add_argument("--conditions", default="text,depth,sketch,masked", metavar="LIST", help="what the student learns to follow (default: all)")
@@ -82,11 +95,21 @@ def distill_arguments(parser):
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: the best there is)")
     parser.add_argument("--dtype", metavar="NAME", help="float32, bfloat16, float16 (default: what suits the device)")
     parser.add_argument("--threads", type=number, metavar="N", help="processor threads (default: all)")
+    parser.add_argument("--checkpointing", action="store_true", help="less memory, more time: blocks are computed twice")
+    parser.add_argument("--shard", action="store_true", help="under torchrun: no process holds the whole network (FSDP)")
 
 
 def run_distill(args):
-    """Distil; returns iterations, loss and speed. The folder can be loaded as a model."""
+    """Distil; returns iterations, loss and speed, None in all processes but the first. The folder can be loaded as a model."""
     knobs_of(args)
+    several = share_of(os.environ).world > 1
+    for wrong, detail in (
+        (args.job and several, "--job is for one process"),
+        (args.shard and not several, "--shard needs several processes, as torchrun starts them"),
+        (args.shard and args.preview_every, "with --shard no process has a whole network for --preview-every"),
+    ):
+        if wrong:
+            raise AppError("E_ARGUMENTS", detail=detail)
     return work(args.out, lambda worker: distil(args, worker)) if args.job else distil(args, Worker(args.out))
 
 
@@ -101,17 +124,38 @@ def distil(args, worker):
     from . import models
     from .distill import finished_student, write_student
 
-    teacher = models.load(args.teacher, role="teacher", device=args.device, dtype=args.dtype)
-    config, reached = config_of(knobs_of(args), teacher), {}
-    if is_own(args.data):
-        from .own_clips import followed
+    with together():
+        teacher = models.load(args.teacher, role="teacher", device=device_of(args.device, os.environ), dtype=args.dtype)
+        config, reached = config_of(knobs_of(args), teacher), {}
+        config = replace(config, conditions=possible(config.conditions, teacher))
+        if is_own(args.data):
+            from .own_clips import followed
 
-        config = replace(config, conditions=followed(config.conditions, report))
-    if not worker.wish:
-        reached = train_student(args, teacher, config, worker)
-    if worker.wish in (None, "cancel"):
-        write_student(args.out, args.teacher, *finished_student(args.out, teacher), config)
-    return reached | {"folder": str(args.out)}
+            config = replace(config, conditions=followed(config.conditions, tell))
+        if not worker.wish:
+            reached = train_student(args, teacher, config, worker)
+        if rank():
+            return None
+        if worker.wish in (None, "cancel"):
+            write_student(args.out, args.teacher, *finished_student(args.out, teacher, config), config)
+        return reached | {"folder": str(args.out)}
+
+
+def possible(conditions, teacher):
+    """Those of `conditions` that the teacher follows itself. AppError E_CONDITIONS if none."""
+    known = [kind for kind in CONDITIONS if {"masked": "inpaint"}.get(kind, kind) in teacher.info.tasks]
+    if not set(known) & set(conditions):
+        raise AppError("E_CONDITIONS", known=", ".join(known), given=",".join(conditions))
+    for kind in conditions:
+        if kind not in known:
+            tell(f"{kind} is left out: the teacher does not follow it")
+    return tuple(kind for kind in conditions if kind in known)
+
+
+def tell(line):
+    """A line for people, said by the first process."""
+    if rank() == 0:
+        report(line)
 
 
 def config_of(knobs, teacher):
@@ -130,6 +174,10 @@ def config_of(knobs, teacher):
         share_last=own["share_last"],
         seed=knobs.seed,
         conditions=can_learn(conditions_of(knobs.conditions), teacher),
+        accumulate=knobs.accumulate,
+        lora=knobs.lora,
+        w_range=range_of(knobs.guidance_range),
+        two_time=knobs.two_time,
     )
 
 
@@ -146,14 +194,15 @@ def can_learn(conditions, teacher):
 
 def train_student(args, teacher, config, worker):
     """The training itself, between clips that others make; returns what `train_and_report` does, {} if only the student was still missing."""
-    from .distill import distill_stage, student_iteration, write_student
+    from .distill import distill_stage, student_info, student_iteration, write_student
     from .lease import Lease
     from .previews import Previews
     from .students import jobs_folder
 
-    stage, turn = distill_stage(teacher, clips_of(args, teacher, worker, config.conditions), config), Lease(jobs_folder()).turn
+    clips = after_the_first(lambda: clips_of(args, teacher, worker, config.conditions))
+    stage, turn = distill_stage(teacher, clips, config, args.checkpointing, args.shard), Lease(jobs_folder()).turn
     if args.preview_every:
-        previews = Previews(teacher, turn)
+        previews = Previews(teacher, student_info(teacher.info, config), turn)
 
         def validate(net, out, iteration):
             """What is learned so far is a model of the page too."""
@@ -164,7 +213,7 @@ def train_student(args, teacher, config, worker):
     try:
         return train_and_report(stage, args.out, args, worker, turn=turn, save_seconds=between(args.save_every, "save-every", 0, 1e6))
     except AppError as error:
-        if error.code != "E_DONE" or student_iteration(args.out) == config.iterations:
+        if error.code != "E_DONE" or rank() == 0 and student_iteration(args.out) == config.iterations:
             raise
         return {}
 
@@ -179,12 +228,12 @@ def clips_of(args, teacher, worker, conditions):
     from .distill import cached_clips, toybox_clips
 
     def heeding(line):
-        report(line)
+        tell(line)
         worker.heed()
 
     if args.data == "toybox":
         return toybox_clips(CACHE, teacher, heeding, args.clips, latents_of(teacher))
-    return clips_of_own(args, teacher, heeding, conditions) if is_own(args.data) else cached_clips(args.data)
+    return clips_of_own(args, teacher, heeding, conditions) if is_own(args.data) else cached_clips(args.data, teacher)
 
 
 def latents_of(teacher):
@@ -206,7 +255,7 @@ def clips_of_own(args, teacher, heeding, conditions):
         told += [f"Skipped {len(clips.skipped)} of {len(clips.skipped) + len(clips)} files.", *clips.skipped[:SHOWN]]
     if args.job and told:
         note(args.out, "RUNNING", " ".join(told))
-    return begun_with(clips, args.out, args.resume)
+    return begun_with(clips, args.out, args.resume) if rank() == 0 or args.resume else clips
 
 
 def train_and_report(stage, out, args, worker=None, **options):
@@ -217,12 +266,12 @@ def train_and_report(stage, out, args, worker=None, **options):
     from .memory import free, ran_out
     from .training import train
 
-    minutes = None if args.minutes is None else between(args.minutes, "minutes", 0, 1e6)
+    minutes, signals = None if args.minutes is None else between(args.minutes, "minutes", 0, 1e6), []
     for number_of in (signal.SIGINT, signal.SIGTERM):  # a run in the background ignores Ctrl-C otherwise
-        signal.signal(number_of, stop)
-    short = False
+        signal.signal(number_of, stop if world() == 1 else lambda number_of, _: signals.append(number_of))  # several end after the same iteration
+    short, wished = False, lambda: bool(signals or worker and worker.wish)
     try:
-        first, last, began = trained(train(stage, out, resume=args.resume, minutes=minutes, **options), worker)
+        first, last, began = trained(train(stage, out, resume=args.resume, minutes=minutes, stop=wished, **options))
     except Exception as error:
         short = ran_out(error)
         if not short:
@@ -232,12 +281,12 @@ def train_and_report(stage, out, args, worker=None, **options):
         raise AppError("E_TRAIN_MEMORY", given=stage.batch)
     if last is None:
         raise AppError("E_DONE", given=out.name)
-    rate = (last.iteration - first + 1) * stage.batch / (time.monotonic() - began)
+    rate = (last.iteration - first + 1) * stage.samples / (time.monotonic() - began)
     return {"iterations": last.iteration, "loss": round(last.loss, 5), "samples_per_second": round(rate, 2)}
 
 
-def trained(steps, worker):
-    """(first iteration, last TrainStep, when they began) of a run that is reported and may be told to end."""
+def trained(steps):
+    """(first iteration, last TrainStep, when they began) of a run that is reported."""
     last, told, began, first = None, 0.0, time.monotonic(), None
     for last in steps:
         first = first or last.iteration
@@ -245,9 +294,7 @@ def trained(steps, worker):
             told = time.monotonic()
             figures = f" {last.figures}" if last.figures else ""
             line = f"{last.iteration}/{last.iterations} loss {last.loss:.4f} lr {last.lr:.2e} {last.samples_per_second:.1f} samples/s{figures}"
-            report(line)
-        if worker and worker.wish:
-            break
+            tell(line)
     return first, last, began
 
 

@@ -1,7 +1,8 @@
 """The one training loop: pretraining and distilling run their stages in it.
 
 In: a Stage (a network, a loss, a plan of the learning rate). Out: TrainSteps, and a run folder with checkpoints and log.jsonl. A loss draws its
-batch, noise and timesteps from generators seeded by the iteration, so a resumed run goes on bit for bit. It knows nothing about data.
+batch, noise and timesteps from generators seeded by the iteration, so a resumed run goes on bit for bit. Several processes share an update: each
+takes its slices of the samples, and the first one alone writes. It knows nothing about data.
 """
 
 import copy
@@ -10,13 +11,17 @@ import math
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from .checkpoint import load_checkpoint, remove_leftovers, save_checkpoint, write_atomic
 from .errors import AppError
 from .optim import HalfCopy, MuonAdamW, update_ema
+from .processes import agreed, average, laid_out, rank, sharded, whole, world
 
 SAVE_SECONDS = 240
 BAD_IN_A_ROW = 3  # losses that are not numbers, until a run stops
@@ -33,13 +38,15 @@ class TrainStep:
     samples_per_second: float
     figures: dict | None = None
     skipped: int = 0
+    seconds: float = 0.0  # of the iteration
 
 
 @dataclass
 class Stage:
     """One network and how it is trained.
 
-    `loss(net, iteration)` draws its own batch; with `with_target` it is `loss(net, target, iteration)`, target being the EMA of net (theta*).
+    `loss(net, iteration)` draws its own batch; with `with_target` it is `loss(net, target, iteration)`, target being the EMA of net (theta*);
+    with `in_parts` there is a last argument, the slice of the update's samples that the loss is the mean of.
     `validate(net, folder, iteration)` returns figures of the EMA. The rate rises over `warmup` iterations, stays, and falls to zero.
     """
 
@@ -47,7 +54,7 @@ class Stage:
     loss: callable
     iterations: int
     lr: float
-    batch: int
+    batch: int  # samples that go through the network at once
     ema: float = 0.998
     warmup: int = 200
     cooldown: float = 0.3  # share of the iterations over which the rate falls linearly to zero
@@ -58,6 +65,22 @@ class Stage:
     muon: bool = True  # on the hidden matrices; AdamW on everything otherwise
     with_target: bool = False
     compiled: bool = False  # by torch.compile: faster, needs a C++ compiler, other last bits
+    in_parts: bool = False  # whether processes can share an update, and a process can take its share in several goes
+    accumulate: int = 1  # goes
+    sharded: bool = False  # no process holds the whole network (FSDP)
+    finish: callable = None  # what the trained network becomes when it is used: adapters are merged
+
+    @property
+    def samples(self):
+        """Samples of an update, of all processes."""
+        return self.batch * self.accumulate * world()
+
+    def parts(self):
+        """The arguments that say which samples of an update are this process's: one for each time that the loss is asked for."""
+        if not self.in_parts:
+            return [()]
+        firsts = range(rank() * self.accumulate, (rank() + 1) * self.accumulate)
+        return [(slice(i * self.batch, (i + 1) * self.batch),) for i in firsts]
 
     def rate(self, iteration):
         left = (self.iterations - iteration) / max(1, self.cooldown * self.iterations)
@@ -73,41 +96,49 @@ def generator(seed, iteration):
     return torch.Generator().manual_seed(seed * 1_000_003 + iteration)
 
 
-def train(stage, out, seed=0, resume=False, minutes=None, turn=nullcontext, save_seconds=SAVE_SECONDS):
-    """Runs `stage` in folder `out`; yields TrainStep. Stops after `minutes` with a checkpoint, and at three losses in a row that are not
-    numbers with AppError E_NAN. Closing the generator saves too. `turn()` is a context held during each iteration: others may have the
-    device between two. AppError E_DISK where the disk is full: what was saved before stays, and the run can be resumed."""
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(out)
+def train(stage, out, seed=0, resume=False, minutes=None, turn=nullcontext, save_seconds=SAVE_SECONDS, stop=lambda: False):
+    """Runs `stage` in folder `out`; yields TrainStep. Stops after `minutes`, and as soon as `stop()`, with a checkpoint, and at three losses in a row
+    that are not numbers with AppError E_NAN. Closing the generator saves too, where one process holds the whole network. `turn()` is a context held
+    during each iteration: others may have the device between two. AppError E_DISK where the disk is full: what was saved before stays, and the run
+    can be resumed. Of several processes the first one decides what clocks and `stop` decide; all of them must see the folder to resume."""
+    out, first = Path(out), rank() == 0
+    if first:
+        out.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(out)
     torch.manual_seed(seed)
     run = Run(stage, stage.make())
     if resume:
         run.load(out)
-    cut_log(out / "log.jsonl", run.iteration)
+    if first:
+        cut_log(out / "log.jsonl", run.iteration)
     began = saved = validated = time.monotonic()
     kept = run.iteration  # what is on disk, or needs not be
+    ordered = not stage.sharded  # whether this process may save by itself
     try:
         while run.iteration < stage.iterations:
-            with turn():
+            with turn() if first else nullcontext():
                 tick = time.monotonic()
                 loss = run.step(run.iteration)
-                rate = stage.batch / (time.monotonic() - tick)
+                seconds = time.monotonic() - tick
             run.count(loss)
             figures = None
-            if stage.is_due(run.iteration, since(validated)):
-                figures, validated = stage.validate(run.averaged(), out, run.iteration), time.monotonic()
-            step = TrainStep(run.iteration, stage.iterations, loss, stage.rate(run.iteration - 1), rate, figures, run.skipped)
-            append_line(out / "log.jsonl", step)
+            if agreed(stage.is_due(run.iteration, since(validated)))[0]:
+                figures, validated = stage.validate(run.averaged(), out, run.iteration) if first else None, time.monotonic()
+            rate, speed = stage.rate(run.iteration - 1), stage.samples / seconds
+            step = TrainStep(run.iteration, stage.iterations, loss, rate, speed, figures, run.skipped, round(seconds, 4))
+            if first:
+                append_line(out / "log.jsonl", step)
             yield step
-            if since(saved) > save_seconds:
+            saving, ending = agreed(since(saved) > save_seconds, bool(minutes and since(began) > minutes * 60) or stop())
+            if saving:
                 kept = run.iteration  # a save that fails is not tried again
                 run.save(out)
                 saved = time.monotonic()
-            if minutes and since(began) > minutes * 60:
+            if ending:
                 break
+        ordered = True
     finally:
-        if run.iteration > kept:
+        if run.iteration > kept and ordered:
             run.save(out)
 
 
@@ -145,21 +176,36 @@ class Run:
     """The moving parts of a training run: master weights, the copy that computes, their average, the optimiser."""
 
     def __init__(self, stage, net):
-        self.stage, self.net = stage, net
+        self.stage, self.net, self.ema = stage, net, copy.deepcopy(net).requires_grad_(False)
         self.iteration, self.skipped, self.bad = 0, 0, 0  # the next one; losses that were not numbers; of them the last in a row
-        self.half = HalfCopy(net, lambda: copy.deepcopy(net), stage.dtype)
-        self.optimiser = MuonAdamW(net, muon=stage.muon, dtype=stage.dtype)
-        self.ema = copy.deepcopy(net).requires_grad_(False)
+        if stage.sharded:
+            self.net, self.ema = sharded(net, stage.dtype), sharded(self.ema, stage.dtype)
+        dtype = torch.float32 if stage.sharded else stage.dtype  # FSDP makes its own copies in the type that computes
+        self.half = HalfCopy(self.net, lambda: copy.deepcopy(net), dtype)
+        self.optimiser = MuonAdamW(self.net, muon=stage.muon, dtype=stage.dtype)
         self.nets = [torch.compile(self.half.net) if stage.compiled else self.half.net]
         if stage.with_target:
-            self.target = HalfCopy(self.ema, lambda: copy.deepcopy(self.ema), stage.dtype)
+            self.target = HalfCopy(self.ema, lambda: copy.deepcopy(self.ema), dtype)
             self.nets.append(self.target.net)
+
+    def gradients(self, iteration):
+        """Puts the gradients of an update at the master, the mean over parts and processes; returns the loss, the same mean."""
+        parts, losses = self.stage.parts(), []
+        for part in parts:
+            loss = self.stage.loss(*self.nets, iteration, *part)
+            (loss * (self.half.scale / len(parts))).backward()
+            self.half.add_gradients()
+            losses.append(loss.detach())
+        loss = torch.stack(losses).mean()
+        average([loss])
+        if not self.stage.sharded:  # FSDP has done it
+            average([p.grad for p in self.net.parameters() if p.grad is not None])
+        return loss
 
     def step(self, iteration):
         """One update; a loss or a gradient that is not a number changes nothing. Returns the loss, NaN in that case."""
-        loss = self.stage.loss(*self.nets, iteration)
-        loss.backward()
-        if not torch.isfinite(loss) or not torch.isfinite(self.half.take_gradients()):
+        loss = self.gradients(iteration)
+        if not torch.isfinite(loss) or not torch.isfinite(whole(self.half.clip_gradients())):
             self.half.net.zero_grad(), self.net.zero_grad()
             return math.nan
         self.optimiser.step(self.stage.rate(iteration))
@@ -179,24 +225,51 @@ class Run:
 
     def averaged(self):
         """The EMA weights in the type that computes."""
-        return copy.deepcopy(self.ema).to(self.stage.dtype).eval()
+        net = self.stage.finish(self.ema) if self.stage.finish else copy.deepcopy(self.ema)
+        return net.to(self.stage.dtype).eval()
 
     def save(self, out):
+        """A checkpoint, by the first process; where each holds a share, with the help of all."""
+        if rank() and not self.stage.sharded:
+            return
         tensors = {f"net/{k}": v for k, v in self.net.state_dict().items()} | {f"ema/{k}": v for k, v in self.ema.state_dict().items()}
+        tensors = {name: whole(value) for name, value in (tensors | self.optimiser.state()).items()}
         state = {"threads": torch.get_num_threads(), "skipped": self.skipped, "bad": self.bad}
-        save_checkpoint(out, self.iteration, tensors | self.optimiser.state(), state)
+        if rank() == 0:
+            save_checkpoint(out, self.iteration, tensors, state)
 
     def load(self, out):
-        """Goes on where the newest whole checkpoint in `out` is, with as many threads: another number of them rounds otherwise."""
+        """Goes on where the newest whole checkpoint in `out` is, with as many threads: another number of them rounds otherwise.
+
+        AppError E_RESUME if it is of another network.
+        """
         self.iteration, tensors, state = load_checkpoint(out)
         self.skipped, self.bad = state.get("skipped", 0), state.get("bad", 0)
         torch.set_num_threads(state.get("threads", torch.get_num_threads()))
-        self.net.load_state_dict(part(tensors, "net/"))
-        self.ema.load_state_dict(part(tensors, "ema/"))
+        for net, prefix in ((self.net, "net/"), (self.ema, "ema/")):
+            fill(net, part(tensors, prefix))
         self.optimiser.restore(tensors)
         self.half.refresh()
         if self.stage.with_target:
             self.target.refresh()
+
+
+def checkpointed(net):
+    """`net`, changed in place: the blocks of its lists remember their inputs alone, and are computed again for the gradients."""
+    lists = [name for name, module in net.named_modules() if isinstance(module, nn.ModuleList)]
+    for name in lists:
+        if not any(name.startswith(f"{other}.") for other in lists):
+            for block in net.get_submodule(name):
+                block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    return net
+
+
+def fill(net, weights):
+    """Loads `weights` into `net`, whole or not. AppError E_RESUME if they are of another network."""
+    mine = net.state_dict()
+    if mine.keys() != weights.keys() or any(mine[name].shape != value.shape for name, value in weights.items()):
+        raise AppError("E_RESUME")
+    net.load_state_dict({name: laid_out(value, mine[name]) for name, value in weights.items()})
 
 
 def part(tensors, prefix):

@@ -22,13 +22,16 @@ class Conditions:
     the map of a sample that is -1 everywhere.
 
     depth (B, 1, F, H, W) and sketch (B, 1, F, H, W) in [0, 1], near = 1 and line = 1; masked (B, 4, F, H, W): the picture in [-1, 1]
-    with the hole at 0, then 1 where it is kept (VGen's layout).
+    with the hole at 0, then 1 where it is kept (VGen's layout). w (B,) is the guidance of Eq. 5, for a student that takes it as an input, and
+    s (B,) the train timestep that the answer is for (0 if None), for one that learned a two-time map; other networks pass over both.
     """
 
     context: torch.Tensor
     depth: torch.Tensor | None = None
     sketch: torch.Tensor | None = None
     masked: torch.Tensor | None = None
+    w: torch.Tensor | None = None
+    s: torch.Tensor | None = None
 
     def null(self, empty):
         """The guidance's other branch (Eq. 5): the text becomes `empty` (1, L, D), the maps stay."""
@@ -41,7 +44,15 @@ class Conditions:
 
     def with_maps(self, maps):
         """The same text with `maps` ({"depth": ...}) and no others."""
-        return Conditions(self.context, **maps)
+        return replace(self, **{"depth": None, "sketch": None, "masked": None, **maps})
+
+    def with_w(self, w):
+        """The same with this guidance, a number, for every sample."""
+        return replace(self, w=torch.full((len(self.context),), float(w), device=self.context.device))
+
+    def towards(self, s):
+        """The same with the train timestep, an int or (B,), that the answer is for."""
+        return replace(self, s=torch.as_tensor(s, device=self.context.device).expand(len(self.context)))
 
     def map(self, function):
         """`function` applied to every tensor that is there."""
@@ -65,6 +76,14 @@ class ModelInfo:
     fps: int
     sha256: str  # of the manifest: goes into every clip's settings
     words: frozenset[str] | None = None  # the vocabulary of a closed world, None where any word goes
+    w_range: tuple[float, float] | None = None  # of a student that takes w as an input; `guidance` is its usual one
+
+    def taking(self, w_range):
+        """This of a model that takes w as an input in this range, or None: its usual w lies there."""
+        if not w_range:
+            return self
+        low, high = w_range
+        return replace(self, guidance=min(max(self.guidance, low), high), w_range=(low, high))
 
 
 class Learned(NamedTuple):

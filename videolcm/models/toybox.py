@@ -6,7 +6,7 @@ nothing about training or sampling. No network holds a table of positions in spa
 
 import math
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -82,6 +82,7 @@ class DenoiserConfig:
     stem_depth: int = 2
     maps: int = 32
     backdrop: int = 384
+    inputs: tuple[str, ...] = ()  # what it is told besides t, of "w" and "s" of Conditions
 
 
 class Backdrop(nn.Module):
@@ -132,6 +133,15 @@ class Denoiser(nn.Module):
         self.leave = nn.Conv2d(stem, config.latent, 3, padding=1)
         for layer in (self.modulate, self.leave):
             nn.init.zeros_(layer.weight), nn.init.zeros_(layer.bias)
+        if config.inputs:
+            self.with_inputs(config.inputs)
+
+    def with_inputs(self, names):
+        """This network, told more from now on: a layer beside the time embedding, all zeros, so at first it says what it said."""
+        self.config = replace(self.config, inputs=tuple(names))
+        self.told = nn.Linear(256 * len(names), self.config.width, bias=False).to(self.modulate.weight)
+        nn.init.zeros_(self.told.weight)
+        return self
 
     def forward(self, x_t, t, cond):
         mean, spread = self.backdrop(cond.context.to(self.leave.weight.dtype), *x_t.shape[3:])  # (B, 48, 1, h, w) each
@@ -149,6 +159,8 @@ class Denoiser(nn.Module):
         maps, present = self.stack_maps(x_t, cond)
         context = cond.context.to(x_t.dtype)
         emb = self.time(sinusoid(t).to(x_t.dtype)) + self.present(present) + self.said(context.flatten(1))  # (B, width)
+        if self.config.inputs:
+            emb = emb + self.told(scalars(cond, self.config.inputs, x_t))
         x = torch.cat([x_t.transpose(1, 2).flatten(0, 1), self.maps(maps)], 1)  # (B f, 48 + 32, h, w)
         skip = self.enter(channels_last(x))  # (B f, stem, h, w)
         for block in self.before:
@@ -257,6 +269,13 @@ def sinusoid(t):
     return torch.cat([angle.cos(), angle.sin()], 1)
 
 
+def scalars(cond, names, like):
+    """(B, 256 n): each of `names` as `sinusoid` has timesteps; w in thousandths (as LCM embeds it, arXiv 2310.04378), s 0 where nobody says."""
+    s = torch.zeros(len(like)) if cond.s is None else cond.s
+    values = {"s": s, "w": None if cond.w is None else 1000 * cond.w.float()}
+    return torch.cat([sinusoid(values[name].to(like.device)) for name in names], 1).to(like.dtype)
+
+
 def places(f, h, w, like):
     """(f h w, 36) where each patch is: sines and cosines of its relative position in time, height and width."""
     axes = [(torch.arange(n, device=like.device) + 0.5) / n for n in (f, h, w)]
@@ -310,6 +329,8 @@ class Toybox(VideoModel):
         return ((pixels.float() + 1) * 127.5).clamp(0, 255).byte().permute(1, 2, 3, 0).cpu().numpy()
 
     def denoise(self, x_t, t, cond):
+        if cond.w is None and "w" in self.denoiser.config.inputs:
+            cond = cond.with_w(self.info.guidance)
         return self.denoiser(x_t, t, cond)
 
 

@@ -31,17 +31,17 @@ def build_distil(jobs, guard, teachers, tabs, compared):
             return
         with gr.Row():
             with gr.Column(scale=5, min_width=320):
-                knobs, start = build_knobs(guard, teachers)
+                knobs, start, password = build_knobs(guard, teachers)
             with gr.Column(scale=6, min_width=320):
                 outputs, buttons = build_progress()
                 compare = gr.Button("Compare now: before, this student, the teacher", size="sm")
-        wire(jobs, guard, teachers, knobs, start, outputs, buttons)
+        wire(jobs, guard, teachers, (knobs, start, password), outputs, buttons)
         filled = [compared[name] for name in ("roles", "steps", "with_reference", "prompt")]
         compare.click(make_compare_now(jobs, guard), [outputs[0], compared["prompt"]], [tabs, *filled], **QUIET)
 
 
 def build_knobs(guard, teachers):
-    """The left column: the components in the order of the handler's parameters, and Start."""
+    """The left column: the components in the order of the handler's parameters, Start, and the password."""
     default = Knobs()
     with gr.Row():
         teacher = gr.Dropdown(list(teachers), value=next(iter(teachers)), label="Teacher", min_width=120)
@@ -50,7 +50,7 @@ def build_knobs(guard, teachers):
     with gr.Accordion("Knobs, used without a preset", open=False):
         with gr.Row():
             iterations = gr.Number(default.iterations, label="Iterations", info="Paper: about 4000", min_width=120)
-            batch = gr.Number(default.batch, label="Batch", info="Clips an update", min_width=120)
+            batch = gr.Number(default.batch, label="Batch", info="Paper: not said", min_width=120)
         with gr.Row():
             lr = gr.Number(None, label="Learning rate", info="Paper: 1e-5; empty: the teacher's own", min_width=120)
             guidance = gr.Number(None, label="Guidance w", info="Paper: 9; empty: the teacher's own", min_width=120)
@@ -60,15 +60,22 @@ def build_knobs(guard, teachers):
         with gr.Row():
             huber = gr.Number(default.huber, label="Huber c", info="Paper: 1e-3", min_width=120)
             minutes = gr.Number(None, label="Minutes", info="Paper: no limit; empty: none", min_width=120)
-    conditions = gr.CheckboxGroup(CONDITIONS, value=list(CONDITIONS), label="Conditions", info="What the student learns to follow")
+        with gr.Row():
+            lora = gr.Number(None, label="LoRA rank", info="Paper: none; empty: all weights learn", min_width=120)
+            w_range = gr.Textbox("", label="Range of w", info="Paper: none; 0,3: w as an input", min_width=120)
+        two_time = gr.Checkbox(False, label="Two-time map", info="Paper: no; to any earlier timestep, sample with tcd and gamma 0")
+    conditions = gr.CheckboxGroup(
+        CONDITIONS, value=list(CONDITIONS), label="Conditions", info="What the student learns to follow; paper: text, then depth, sketch and others"
+    )
     seed = gr.Number(default.seed, label="Training seed")
     password = gr.Textbox("", label="Password for distilling", type="password", visible=bool(guard.password))
     clips, captions = build_clips()
     knobs = [teacher, preset, iterations, batch, lr, guidance, ema, skip, huber, seed, minutes, conditions, password, clips, captions]
+    knobs += [lora, w_range, two_time]
     for component in knobs:
         component.preprocess = lambda value: value  # the handler checks every value, and says what is wrong
     clips.preprocess = paths_of
-    return knobs, start
+    return knobs, start, password
 
 
 def build_clips():
@@ -93,9 +100,9 @@ def build_progress():
     return [chosen, status, curve, previews], buttons
 
 
-def wire(jobs, guard, teachers, knobs, start, outputs, buttons):
-    """Events: the clock and every button end in a new look at the jobs."""
-    chosen, password, shown = outputs[0], knobs[-3], gr.State({})
+def wire(jobs, guard, teachers, asked, outputs, buttons):
+    """Events: the clock and every button end in a new look at the jobs. `asked` is what `build_knobs` gave."""
+    (knobs, start, password), chosen, shown = asked, outputs[0], gr.State({})
     look = {"fn": make_refresh(jobs, guard), "inputs": [chosen, shown], "outputs": [*outputs, shown], **QUIET}
     made = gr.JSON(visible=False)
     begun = start.click(make_start(jobs, guard, teachers), knobs, made, api_name="distill", concurrency_id="jobs", show_progress="hidden")

@@ -82,6 +82,9 @@ def make_start(jobs, guard, teachers):
         password="",
         clips=None,
         captions="",
+        lora=None,
+        guidance_range=None,
+        two_time=False,
     ):
         """Start a distillation: a student of the teacher is trained in a process of its own, and becomes a model of the page.
 
@@ -101,6 +104,9 @@ def make_start(jobs, guard, teachers):
             password: for distilling, where the page asks for one.
             clips: videos and pictures to train on in place of rendered ones, a list of files, at most 64 MB each; bad ones are skipped.
             captions: what they show, a line for each; an empty line takes the file's name.
+            lora: rank of adapters that learn in place of the weights, 1 to 1024, null for the weights; the paper: the weights.
+            guidance_range: two numbers from 0 to 30 with a comma, between which the student learns w as an input; empty for a fixed w, the paper's.
+            two_time: whether the student learns to go from each timestep to any before it, which is sampled by tcd with gamma 0; the paper: no.
 
         Returns:
             The job: its id, its state and its command line.
@@ -112,6 +118,7 @@ def make_start(jobs, guard, teachers):
                 raise AppError("E_MODEL", given=teacher, known=", ".join(teachers))
             own = {"seed": whole(seed), "conditions": ",".join(conditions) if isinstance(conditions, (list, tuple)) else conditions}
             knobs = dict(iterations=whole(iterations), batch=whole(batch), lr=lr, guidance=guidance, ema=ema, skip=skip, huber=huber, minutes=minutes)
+            knobs |= dict(lora=whole(lora), guidance_range=guidance_range or None, two_time=two_time)
             files = captioned(clips or [], captions)
             id = jobs.start(Knobs(**own, **(preset_of(preset) if preset else knobs)), teachers[teacher], files)
             return told(jobs.get(id))
