@@ -60,6 +60,7 @@ BAD = [
     ("E_MODEL", {"teacher": "../../etc"}),
     ("E_MODEL", {"teacher": ["toybox"]}),
     ("E_PRESET", {"preset": "an hour"}),
+    ("E_OPTIMISER", {"optimiser": "sgd"}),
     ("E_PRESET", {"preset": {"a": 1}}),
     ("E_NUMBER", {"iterations": 2.5}),
     ("E_NUMBER", {"batch": None}),

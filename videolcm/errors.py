@@ -134,6 +134,7 @@ CATALOGUE = {  # code: (what is wrong, what to do)
     "E_JOB_STATE": ("A fine-tune that is {state} cannot be told to {given}.", "Look at the list: it may have ended meanwhile."),
     "E_JOB_LOST": ("The process ended without a word.", "Resume it: it goes on from its last checkpoint."),
     "E_JOB_FOLDER": ("The folder {given} belongs to a fine-tune that is running.", "Wait for its end, or name another with --out."),
+    "E_OPTIMISER": ("There is no optimiser called {given}.", "Choose of: {known}."),
     "E_PRESET": ("There is no preset called {given}.", "Choose one of: {known}."),
     "E_DISTIL_OFF": ("Distilling is off here: {detail}.", "Run it on a machine of your own: python app.py."),
     "E_PASSWORD": ("This is not the password for distilling.", "Ask whoever runs this page."),

@@ -28,12 +28,13 @@ from .students import JOB_ID, job_folders, jobs_folder
 STATES = ("QUEUED", "RUNNING", "PAUSED", "DONE", "FAILED", "CANCELLED")
 GOING = ("QUEUED", "RUNNING")
 CONDITIONS = ("text", "depth", "sketch", "masked")
+OPTIMISERS = ("adamw", "muon")
 START_SECONDS = 60  # until a child that was started must have shown itself
 GRACE_SECONDS = 3.5  # for a checkpoint, once the parent is gone
 PRESETS = {  # what they change of Knobs' defaults
     "one minute look": {"iterations": 60, "batch": 8, "minutes": 1, "clips": 50, "preview_every": 20},
     "ten minutes": {"iterations": 400, "batch": 16, "minutes": 10, "clips": 200},
-    "paper": {"iterations": 4000, "lr": 1e-5, "ema": 0.95, "guidance": 9.0, "skip": "20", "huber": 1e-3},
+    "paper": {"iterations": 4000, "lr": 1e-5, "ema": 0.95, "guidance": 9.0, "skip": "20", "huber": 1e-3, "optimiser": "adamw"},
 }
 
 
@@ -44,10 +45,11 @@ class Knobs:
     iterations: int = 1000
     batch: int = 16
     lr: float | None = None
+    optimiser: str | None = None
     guidance: float | None = None
     ema: float = 0.95
-    skip: str = "20"
-    huber: float = 1e-3
+    skip: str | None = None
+    huber: float | None = None
     seed: int = 0
     minutes: float | None = None
     clips: int = 600
@@ -62,9 +64,10 @@ class Knobs:
     def __post_init__(self):
         for name in ("iterations", "batch", "clips", "accumulate"):
             object.__setattr__(self, name, positive(getattr(self, name), name))
-        for name, low, high in (("ema", 0, 1), ("huber", 0, 10), ("seed", 0, 2**31 - 1)):
+        for name, low, high in (("ema", 0, 1), ("seed", 0, 2**31 - 1)):
             between(getattr(self, name), name, low, high)
-        for name, low, high in (("lr", 0, 1), ("guidance", 0, 30), ("minutes", 0, 1e6), ("preview_every", 0, 1e6), ("images", 0, 1)):
+        limits = {"lr": (0, 1), "guidance": (0, 30), "huber": (0, 10), "minutes": (0, 1e6), "preview_every": (0, 1e6), "images": (0, 1)}
+        for name, (low, high) in limits.items():
             if getattr(self, name) is not None:
                 between(getattr(self, name), name, low, high)
         object.__setattr__(self, "seed", int(self.seed))
@@ -72,7 +75,11 @@ class Knobs:
             raise AppError("E_NUMBER", name="two_time", range="true or false", given=self.two_time)
         if self.lora is not None:
             object.__setattr__(self, "lora", positive(self.lora, "lora", 1024))
-        skips_of(self.skip), conditions_of(self.conditions), range_of(self.guidance_range)
+        if self.optimiser not in (None, *OPTIMISERS):
+            raise AppError("E_OPTIMISER", given=self.optimiser, known=", ".join(OPTIMISERS))
+        if self.skip is not None:
+            skips_of(self.skip)
+        conditions_of(self.conditions), range_of(self.guidance_range)
 
     def arguments(self):
         """The knobs as a command line."""

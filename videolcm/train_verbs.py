@@ -68,17 +68,20 @@ def distill_arguments(parser):
     parser.add_argument("--iterations", type=number, default=1000, metavar="N", help="updates (default: 1000; the paper: about 4000)")
     parser.add_argument("--batch", type=number, default=16, metavar="N", help="clips of a process at once (default: 16)")
     parser.add_argument("--accumulate", type=number, default=1, metavar="N", help="batches that a process gives an update (default: 1)")
-    parser.add_argument("--lr", type=number, metavar="RATE", help="learning rate (default: the teacher's own: toybox 1e-4, others 1e-5)")
+    parser.add_argument("--lr", type=number, metavar="RATE", help="learning rate (default: the teacher's own: toybox 5e-4, others the paper's 1e-5)")
+    parser.add_argument("--optimiser", metavar="NAME", help="adamw or muon (default: the teacher's own: toybox muon, others adamw)")
     parser.add_argument("--ema", type=number, default=0.95, metavar="RATE", help="of the target network (default: 0.95, the paper's)")
     parser.add_argument("--guidance", type=number, metavar="W", help="w of Eq. 5 (default: the teacher's own; the paper: 9)")
     parser.add_argument(
         "--skip",
-        default="20",
         metavar="K",
-        help="train timesteps a solver step spans; a list like 100,20 for phases (default: 20, the official code's)",
+        help="train timesteps a solver step spans; a list like 100,20 for phases (default: the teacher's own: toybox 100, others the official 20)",
     )
     parser.add_argument(
-        "--huber", type=number, default=1e-3, metavar="C", help="threshold of the pseudo-Huber loss (default: 1e-3, the official code's)"
+        "--huber",
+        type=number,
+        metavar="C",
+        help="threshold of the pseudo-Huber loss (default: the teacher's own: toybox 0.03, others 1e-3)",
     )
     parser.add_argument("--lora", type=number, metavar="RANK", help="train adapters of this rank in place of the weights (default: the weights)")
     parser.add_argument("--guidance-range", metavar="LOW,HIGH", help="w as an input of the student, learned between these")
@@ -106,6 +109,7 @@ def run_distill(args):
     for wrong, detail in (
         (args.job and several, "--job is for one process"),
         (args.shard and not several, "--shard needs several processes, as torchrun starts them"),
+        (args.shard and args.optimiser == "muon", "--shard takes --optimiser adamw alone"),
         (args.shard and args.preview_every, "with --shard no process has a whole network for --preview-every"),
     ):
         if wrong:
@@ -127,7 +131,7 @@ def distil(args, worker):
     with together():
         teacher = models.load(args.teacher, role="teacher", device=device_of(args.device, os.environ), dtype=args.dtype)
         config, reached = config_of(knobs_of(args), teacher), {}
-        config = replace(config, conditions=possible(config.conditions, teacher))
+        config = replace(config, conditions=possible(config.conditions, teacher), optimiser="adamw" if args.shard else config.optimiser)
         if is_own(args.data):
             from .own_clips import followed
 
@@ -162,34 +166,27 @@ def config_of(knobs, teacher):
     """What the knobs leave open is decided by the teacher."""
     from .distill import DistillConfig
 
-    own = {"lr": DistillConfig.lr, "share_last": DistillConfig.share_last, **teacher.distilling}
-    return DistillConfig(
+    own = DistillConfig(**{"guidance": teacher.info.guidance, **teacher.distilling})
+    asked = {
+        "lr": knobs.lr,
+        "optimiser": knobs.optimiser,
+        "guidance": knobs.guidance,
+        "skips": knobs.skip and skips_of(knobs.skip),
+        "huber": knobs.huber,
+    }
+    return replace(
+        own,
+        **{name: value for name, value in asked.items() if value is not None},
         iterations=knobs.iterations,
         batch=knobs.batch,
-        lr=own["lr"] if knobs.lr is None else knobs.lr,
-        guidance=teacher.info.guidance if knobs.guidance is None else knobs.guidance,
-        skips=skips_of(knobs.skip),
-        huber=knobs.huber,
         ema=knobs.ema,
-        share_last=own["share_last"],
         seed=knobs.seed,
-        conditions=can_learn(conditions_of(knobs.conditions), teacher),
+        conditions=conditions_of(knobs.conditions),
         accumulate=knobs.accumulate,
         lora=knobs.lora,
         w_range=range_of(knobs.guidance_range),
         two_time=knobs.two_time,
     )
-
-
-def can_learn(conditions, teacher):
-    """Those of `conditions` that the teacher follows; which it does not is said."""
-    tasks = {"masked": "inpaint"}
-    left = tuple(name for name in conditions if tasks.get(name, name) in teacher.info.tasks)
-    if not left:
-        raise AppError("E_CONDITIONS", known=", ".join(teacher.info.tasks), given=",".join(conditions))
-    if left != conditions:
-        report(f"Left out, for the teacher does not follow them: {', '.join(name for name in conditions if name not in left)}.")
-    return left
 
 
 def train_student(args, teacher, config, worker):

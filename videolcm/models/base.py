@@ -103,7 +103,7 @@ class VideoModel(ABC):
     dtype: torch.dtype
     denoiser: torch.nn.Module  # what distilling trains a copy of
     learned: Mapping[str, Learned] = MappingProxyType({})  # by map: depth, sketch; empty where any extractor will do
-    distilling: Mapping[str, float] = MappingProxyType({})  # what DistillConfig shall be otherwise than it is where nobody says
+    distilling: Mapping[str, object] = MappingProxyType({})  # fields of DistillConfig that are otherwise than the paper's where nobody says
 
     @property
     def text_encoder(self):

@@ -40,8 +40,6 @@ COMMON = {
 class FolderModel(LatentModel):
     """A UNet3DConditionModel, alone or in a VideoUNet with its encoders. The rate and the even draw of timesteps are the paper's (Sec. 4.1)."""
 
-    distilling = {"lr": 1e-5, "share_last": 0.0}
-
     @property
     def learned(self):
         return {name: told for name, told in LEARNED.items() if TASK_OF[name] in self.info.tasks}

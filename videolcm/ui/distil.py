@@ -6,14 +6,14 @@ closed page misses is on disk: the list is read anew every two seconds. It knows
 
 import gradio as gr
 
-from videolcm.jobs import CONDITIONS, PRESETS, Knobs
+from videolcm.jobs import CONDITIONS, OPTIMISERS, PRESETS, Knobs
 from videolcm.ui import distil_messages as say
 from videolcm.ui.distil_handlers import ACTIONS, make_action, make_compare_now, make_refresh, make_start, suggested
 from videolcm.ui.parts import paths_of
 
 QUIET = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
 SECONDS = 2  # between two looks at the jobs
-OWN = "No preset"
+OWN, OWN_OF_TEACHER = "No preset", "The teacher's own"
 STYLE = """
 .strip { display: flex; flex-wrap: wrap; gap: .5rem; }
 .strip figure { flex: 1 1 8rem; max-width: 16rem; margin: 0; }
@@ -56,12 +56,13 @@ def build_knobs(guard, teachers):
             guidance = gr.Number(None, label="Guidance w", info="Paper: 9; empty: the teacher's own", min_width=120)
         with gr.Row():
             ema = gr.Number(default.ema, label="EMA", info="Paper: 0.95", min_width=120)
-            skip = gr.Textbox(default.skip, label="Skip k", info="Paper: 20", min_width=120)
+            skip = gr.Textbox("", label="Skip k", info="Paper: 20; empty: the teacher's own", min_width=120)
         with gr.Row():
-            huber = gr.Number(default.huber, label="Huber c", info="Paper: 1e-3", min_width=120)
+            huber = gr.Number(None, label="Huber c", info="Paper: 1e-3; empty: the teacher's own", min_width=120)
             minutes = gr.Number(None, label="Minutes", info="Paper: no limit; empty: none", min_width=120)
         with gr.Row():
             lora = gr.Number(None, label="LoRA rank", info="Paper: none; empty: all weights learn", min_width=120)
+            optimiser = gr.Dropdown([(OWN_OF_TEACHER, ""), *OPTIMISERS], value="", label="Optimiser", info="Paper: AdamW", min_width=120)
             w_range = gr.Textbox("", label="Range of w", info="Paper: none; 0,3: w as an input", min_width=120)
         two_time = gr.Checkbox(False, label="Two-time map", info="Paper: no; to any earlier timestep, sample with tcd and gamma 0")
     conditions = gr.CheckboxGroup(
@@ -71,7 +72,7 @@ def build_knobs(guard, teachers):
     password = gr.Textbox("", label="Password for distilling", type="password", visible=bool(guard.password))
     clips, captions = build_clips()
     knobs = [teacher, preset, iterations, batch, lr, guidance, ema, skip, huber, seed, minutes, conditions, password, clips, captions]
-    knobs += [lora, w_range, two_time]
+    knobs += [lora, w_range, two_time, optimiser]
     for component in knobs:
         component.preprocess = lambda value: value  # the handler checks every value, and says what is wrong
     clips.preprocess = paths_of

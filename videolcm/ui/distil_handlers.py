@@ -74,8 +74,8 @@ def make_start(jobs, guard, teachers):
         lr=None,
         guidance=None,
         ema=0.95,
-        skip="20",
-        huber=1e-3,
+        skip=None,
+        huber=None,
         seed=0,
         minutes=None,
         conditions=("text", "depth", "sketch", "masked"),
@@ -85,6 +85,7 @@ def make_start(jobs, guard, teachers):
         lora=None,
         guidance_range=None,
         two_time=False,
+        optimiser=None,
     ):
         """Start a distillation: a student of the teacher is trained in a process of its own, and becomes a model of the page.
 
@@ -96,8 +97,8 @@ def make_start(jobs, guard, teachers):
             lr: learning rate from 0 to 1, null for the teacher's own; the paper: 1e-5.
             guidance: w of Eq. 5 from 0 to 30, null for the teacher's own; the paper: 9.
             ema: rate of the target network from 0 to 1; the paper: 0.95.
-            skip: train timesteps a solver step spans, 1 to 999; the paper: 20.
-            huber: threshold of the pseudo-Huber loss from 0 to 10; the paper: 1e-3.
+            skip: train timesteps a solver step spans, 1 to 999, null for the teacher's own; the paper: 20.
+            huber: threshold of the pseudo-Huber loss from 0 to 10, null for the teacher's own; the paper: 1e-3.
             seed: of batches and noise, a whole number from 0 to 2147483647.
             minutes: stop after so long, null for no limit.
             conditions: a list of what the student learns to follow, of text, depth, sketch and masked.
@@ -107,6 +108,7 @@ def make_start(jobs, guard, teachers):
             lora: rank of adapters that learn in place of the weights, 1 to 1024, null for the weights; the paper: the weights.
             guidance_range: two numbers from 0 to 30 with a comma, between which the student learns w as an input; empty for a fixed w, the paper's.
             two_time: whether the student learns to go from each timestep to any before it, which is sampled by tcd with gamma 0; the paper: no.
+            optimiser: adamw or muon, null for the teacher's own; the paper: adamw.
 
         Returns:
             The job: its id, its state and its command line.
@@ -117,8 +119,9 @@ def make_start(jobs, guard, teachers):
             if not isinstance(teacher, str) or teacher not in teachers:
                 raise AppError("E_MODEL", given=teacher, known=", ".join(teachers))
             own = {"seed": whole(seed), "conditions": ",".join(conditions) if isinstance(conditions, (list, tuple)) else conditions}
-            knobs = dict(iterations=whole(iterations), batch=whole(batch), lr=lr, guidance=guidance, ema=ema, skip=skip, huber=huber, minutes=minutes)
-            knobs |= dict(lora=whole(lora), guidance_range=guidance_range or None, two_time=two_time)
+            knobs = dict(iterations=whole(iterations), batch=whole(batch), lr=lr, guidance=guidance, ema=ema, huber=huber, minutes=minutes)
+            knobs |= dict(lora=whole(lora), two_time=two_time)
+            knobs |= dict(skip=skip or None, guidance_range=guidance_range or None, optimiser=optimiser or None)
             files = captioned(clips or [], captions)
             id = jobs.start(Knobs(**own, **(preset_of(preset) if preset else knobs)), teachers[teacher], files)
             return told(jobs.get(id))
