@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 import tempfile
+from pathlib import Path
 
 from videolcm.arguments import Parser, exit_code
 from videolcm.errors import AppError
@@ -32,6 +33,7 @@ def read_arguments(argv=None):
     parser.add_argument("--listen", action="store_true", help="listen on every address; needs --auth")
     parser.add_argument("--share", action="store_true", help="a public link by gradio's servers; needs --auth")
     parser.add_argument("--auth", type=name_and_password, metavar="NAME:PASSWORD", help="ask visitors for these")
+    parser.add_argument("--teacher", type=model_folder, action="append", default=[], metavar="FOLDER", help="one more model to distil; repeatable")
     parser.add_argument("--mcp", action="store_true", help="also be a server of tools for programs that speak MCP; needs gradio[mcp]")
     args = parser.parse_args(argv)
     args.host = "0.0.0.0" if args.listen else args.host
@@ -46,6 +48,14 @@ def port_number(text):
     if not 0 < port < 65536:
         raise ValueError(text)
     return port
+
+
+def model_folder(text):
+    """A folder with a model as (its name, its absolute path). ValueError if none is there."""
+    folder = Path(text).absolute()
+    if not (folder / "manifest.json").is_file():
+        raise ValueError(text)
+    return folder.name, str(folder)
 
 
 def name_and_password(text):
@@ -88,7 +98,7 @@ def serve(args, folder, jobs):
     if on_zero_gpu(os.environ):
         lend_gpu(engine)
     guard = guard_of(os.environ, public=args.share or args.host not in LOCAL)
-    page = build_ui(engine, folder, (jobs, guard, {"toybox": "toybox"}), History())
+    page = build_ui(engine, folder, (jobs, guard, {"toybox": "toybox", **dict(args.teacher)}), History())
     options = {"server_name": args.host, "server_port": args.port, "share": args.share, "auth": args.auth, "mcp_server": args.mcp}
     try:
         _, url, public = launch(page, engine, jobs, quiet=True, **options)

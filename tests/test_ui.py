@@ -309,6 +309,7 @@ def test_a_start_brings_in_nothing_heavy():
         ("E_ARGUMENTS", ["--auth", ":x"]),
         ("E_ARGUMENTS", ["--port", "x"]),
         ("E_ARGUMENTS", ["--what"]),
+        ("E_ARGUMENTS", ["--teacher", "no/such/folder"]),
         ("E_ARGUMENTS", ["--port", "99999"]),
     ],
 )
@@ -321,7 +322,14 @@ def test_bad_arguments(code, arguments):
 def test_good_arguments():
     args = app.read_arguments(["--listen", "--auth", "ann:a:b"])
     assert (args.host, args.auth) == ("0.0.0.0", ("ann", "a:b"))
-    assert app.read_arguments([]).host == "127.0.0.1"
+    assert app.read_arguments([]).host == "127.0.0.1" and app.read_arguments([]).teacher == []
+
+
+def test_teachers_are_folders_with_a_model(tmp_path):
+    folder = tmp_path / "tft2v"
+    folder.mkdir()
+    (folder / "manifest.json").write_text("{}")
+    assert app.read_arguments(["--teacher", str(folder)]).teacher == [("tft2v", str(folder))]
 
 
 def test_a_taken_port(page):
