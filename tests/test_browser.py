@@ -10,6 +10,7 @@ from conftest import FakeModel, wait_for
 from media import make
 from test_uploads import depth_video, textured
 
+from videolcm.history import History
 from videolcm.ui import Engine, build_ui, launch
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -271,4 +272,29 @@ def test_the_shipped_model_makes_a_clip_that_moves(browser):
         assert len(moved) == 15 and min(moved) > 0 and sum(moved) / 15 > 0.2
     finally:
         tab.close()
+        blocks.close()
+
+
+def test_a_closed_tab_loses_nothing_that_was_finished(browser, tmp_path):
+    engine, history = Engine(load=lambda ref, role: FakeModel(role)), History(tmp_path / "clips")
+    blocks = build_ui(engine, history=history)
+    _, url, _ = launch(blocks, engine, server_name="127.0.0.1", quiet=True)
+    context = browser.new_context()
+    context.set_default_timeout(PATIENCE)
+    try:
+        first = context.new_page()
+        first.goto(url)
+        generate(first, "the big cube spins")
+        finished(first)
+        first.close()
+        second = context.new_page()
+        second.goto(url)
+        second.get_by_role("tab", name="History").click()
+        second.get_by_text("· the big cube spins ·").click()
+        second.get_by_role("tabpanel").filter(visible=True).locator("video[src]").wait_for()
+        second.get_by_role("button", name="Delete").click()
+        second.get_by_text("Nothing yet.").filter(visible=True).wait_for()
+        assert not list(history.folder.glob("*/*.mp4"))
+    finally:
+        context.close()
         blocks.close()

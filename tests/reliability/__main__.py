@@ -5,6 +5,7 @@
 
 import argparse
 import json
+import logging
 import os
 import platform
 import random
@@ -91,6 +92,7 @@ def write(path, lines):
 if __name__ == "__main__":
     from .shared import closed
 
+    logging.getLogger("videolcm").setLevel(logging.CRITICAL)  # what it says of damage that is made here
     with closed():
         code = main()
     sys.exit(code)

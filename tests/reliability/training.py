@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import resource
 import shutil
 import signal
@@ -9,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from multiprocessing import get_context
 from pathlib import Path
 
 from . import ROOT
@@ -20,26 +20,24 @@ SIZES = (0, 1, 50, 300, 1000, 3000)  # bytes that a file may have, where a disk 
 
 def r5(n, random, figures):
     """`n` kills, every second one inside a save, spread over runs that are compared with an undisturbed one: loss file, weights, EMA, optimiser."""
-    import test_training as small
-
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["test_training"])
     saving = kills = runs = 0
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as place, Nursery() as nursery:
         whole = Path(place, "whole")
-        run_in(context, small, whole, False).join()
+        nursery.start(whole, False)
+        nursery.ended(True)
         while kills < n:
             parts, killed = Path(place, f"parts{runs}"), 0
             runs += 1
             while killed < min(KILLS, n - kills):
-                process = run_in(context, small, parts, any(parts.glob("step-*.json")))
-                died, inside = kill_at(process, parts, random, (kills + killed) % 2 == 1)
+                nursery.start(parts, any(parts.glob("step-*.json")))
+                died, inside = kill_at(nursery, parts, random, (kills + killed) % 2 == 1)
                 saving += inside
                 killed += died
                 if not died:  # it came to its end
                     break
-            run_in(context, small, parts, True).join()
-            problem = differs(small, whole, parts)
+            nursery.start(parts, any(parts.glob("step-*.json")))
+            nursery.ended(True)
+            problem = differs(whole, parts)
             for _ in range(killed):
                 yield problem
             kills += killed
@@ -50,31 +48,72 @@ def r5(n, random, figures):
     yield "" if saving >= 0.3 * n else f"only {saving} kills inside a save"
 
 
-def run_in(context, small, folder, resume):
-    process = context.Process(target=small.run_to_be_killed, args=(folder, resume))
-    process.start()
-    return process
+class Nursery:
+    """A process that has torch ready and forks one run after another. (multiprocessing's forkserver lost a death among some fifty.)"""
+
+    def __init__(self):
+        command = [sys.executable, "-c", "from tests.reliability.training import nursery; nursery()"]
+        self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.stdin.close()
+        self.process.wait()
+
+    def ask(self, **order):
+        print(json.dumps(order), file=self.process.stdin, flush=True)
+        return json.loads(self.process.stdout.readline())
+
+    def start(self, folder, resume):
+        self.pid = self.ask(folder=str(folder), resume=resume)
+
+    def ended(self, wait=False):
+        """The exit code of the run, None as long as it goes on."""
+        return self.ask(pid=self.pid, wait=wait)
 
 
-def kill_at(process, folder, random, inside):
-    """Kill it a moment after its next checkpoint, or inside the save after that: (whether it was alive, whether a save was cut)."""
-    before = set(folder.glob("step-*.json"))
-    while process.is_alive() and set(folder.glob("step-*.json")) <= before:
+def nursery():
+    """The other side of a Nursery."""
+    import test_training as small
+
+    for line in sys.stdin:
+        order = json.loads(line)
+        if "folder" in order:
+            pid = os.fork()
+            if not pid:
+                small.run_to_be_killed(Path(order["folder"]), order["resume"])
+                os._exit(0)
+            print(pid, flush=True)
+        else:
+            pid, status = os.waitpid(order["pid"], 0 if order["wait"] else os.WNOHANG)
+            print(json.dumps(os.waitstatus_to_exitcode(status) if pid else None), flush=True)
+
+
+def kill_at(nursery, folder, random, inside):
+    """Kill the run a moment after its next checkpoint, or inside the save after that: (whether it was alive, whether a save was cut)."""
+    before, code = set(folder.glob("step-*.json")), None
+    while code is None and set(folder.glob("step-*.json")) <= before:
         time.sleep(0.001)
+        code = nursery.ended()
     time.sleep(random.uniform(0, 0.02))
-    while inside and process.is_alive() and not any(folder.glob(".step-*")):
-        pass
-    process.kill()
-    process.join()
-    return process.exitcode == -signal.SIGKILL, bool(list(folder.glob(".*")))
+    while inside and code is None and not any(folder.glob(".step-*")):
+        code = nursery.ended()
+    if code is None:
+        os.kill(nursery.pid, signal.SIGKILL)
+        code = nursery.ended(True)
+    return code == -signal.SIGKILL, any(folder.glob(".*"))
 
 
-def differs(small, whole, parts):
+def differs(whole, parts):
     """What differs between two runs, "" if nothing does and nothing is left over."""
+    from test_training import same
+
     from videolcm.checkpoint import load_checkpoint
 
     (n, tensors, state), (m, others, other) = load_checkpoint(whole), load_checkpoint(parts)
-    if n != m or state != other or not small.same(tensors, others):
+    if n != m or state != other or not same(tensors, others):
         return f"steps {n} and {m}, other tensors or state"
     rows = [[(row["iteration"], row["loss"]) for row in map(json.loads, (folder / "log.jsonl").open())] for folder in (whole, parts)]
     return "the losses differ" if rows[0] != rows[1] else "leftovers" if list(parts.glob(".*")) else ""
