@@ -181,13 +181,15 @@ def test_every_knob_is_an_argument():
 
     knobs = Knobs(lora=4, guidance_range="0.5,3", two_time=True, accumulate=2, images=0.5, guidance=1.0)
     assert knobs_of(parser_of(VERBS).parse_args(["distill", *knobs.arguments()])) == knobs
-    config = config_of(knobs, None)
+    config = config_of(knobs, tiny.toybox("teacher"))
     assert (config.lora, config.w_range, config.two_time, config.accumulate, config.inputs) == (4, (0.5, 3.0), True, 2, ("w", "s"))
+    assert (config.lr, config.optimiser, config.skips, config.guidance) == (5e-4, "muon", (100,), 1.0)
 
 
 def test_the_paper_is_the_papers():
     paper = Knobs(**PRESETS["paper"])
     assert (paper.iterations, paper.lr, paper.ema, paper.guidance, paper.skip, paper.huber) == (4000, 1e-5, 0.95, 9.0, "20", 1e-3)
+    assert paper.optimiser == "adamw"
 
 
 @pytest.mark.parametrize(

@@ -264,8 +264,8 @@ def train_and_report(stage, out, args, worker=None, **options):
     from .training import train
 
     minutes, signals = None if args.minutes is None else between(args.minutes, "minutes", 0, 1e6), []
-    for number_of in (signal.SIGINT, signal.SIGTERM):  # a run in the background ignores Ctrl-C otherwise
-        signal.signal(number_of, stop if world() == 1 else lambda number_of, _: signals.append(number_of))  # several end after the same iteration
+    heard = stop if world() == 1 else lambda number_of, _: signals.append(number_of)  # several processes end after the same iteration
+    before = {number_of: signal.signal(number_of, heard) for number_of in (signal.SIGINT, signal.SIGTERM)}  # the background ignores Ctrl-C else
     short, wished = False, lambda: bool(signals or worker and worker.wish)
     try:
         first, last, began = trained(train(stage, out, resume=args.resume, minutes=minutes, stop=wished, **options))
@@ -273,6 +273,9 @@ def train_and_report(stage, out, args, worker=None, **options):
         short = ran_out(error)
         if not short:
             raise
+    finally:
+        for number_of, handler in before.items():
+            signal.signal(number_of, handler)
     if short:
         free()
         raise AppError("E_TRAIN_MEMORY", given=stage.batch)
