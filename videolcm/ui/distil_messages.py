@@ -43,8 +43,8 @@ WAITING = {"QUEUED": "waiting for its turn", "RUNNING": "reading the teacher and
 
 
 def seconds_each(steps):
-    """How long an iteration takes, by the last ones."""
-    recent = [step["seconds"] for step in steps[-20:]]
+    """How long an iteration takes, by the last ones; logs of an earlier release do not say it."""
+    recent = [step.get("seconds", 0.0) for step in steps[-20:]]
     return sum(recent) / len(recent)
 
 
