@@ -75,7 +75,7 @@ def table(report):
     """What the README says: a row for each line, and how many are green."""
     rows = ["| | what | right / asked | run | |", "|---|---|---|---|---|"]
     for id, row in report["lines"].items():
-        state = "green" if row["green"] else row["only"] or "**red**"
+        state = "green" if row["green"] else row["only"] or f"**red**: {(row['problems'] or ['nothing was asked'])[0][:80]}"
         counts = f"{row['done']:,} / {row['asked']:,} | {row['size']}, seed {row['seed']}" if row["asked"] else "- | -"
         rows.append(f"| {id} | {row['what']} | {counts} | {state} |")
     return "\n".join([*rows, "", f"**{report['green']} of {report['of']} lines are green.**", ""])
