@@ -77,14 +77,14 @@ def sample_lcm(denoise, schedule, noise, cond, steps):
     yield from consistency_steps(denoise, schedule, noise, cond, steps, renoise)
 
 
-def consistency_steps(denoise, schedule, noise, cond, steps, renoise, goal=lambda t: 0):
-    """The steps of a consistency model, between which `renoise(x_t, x0, t, t_next)` makes the next x_t. `goal(t_next)` is the timestep s that a
-    step goes down to before: a student of a two-time map wants to know it, and reads it from the conditions."""
+def consistency_steps(denoise, schedule, noise, cond, steps, renoise, goal=None):
+    """The steps of a consistency model, between which `renoise(x_t, x0, t, t_next)` makes the next x_t. `goal(t_next)` is the timestep s that
+    a step goes down to before, 0 without it: a student of a two-time map wants to know it, and reads it from the conditions."""
     timesteps = schedule.lcm_timesteps(steps).tolist()  # (steps,) descending
     x_t = noise.initial()  # (B, C, F, h, w)
     for i, (t, t_next) in enumerate(zip(timesteps, [*timesteps[1:], 0], strict=True)):
         # Eq. 1: x0 = f(x_t, t)
-        x0 = checked(i + 1, consistency, denoise, schedule, x_t, t, cond and cond.towards(goal(t_next)))
+        x0 = checked(i + 1, consistency, denoise, schedule, x_t, t, cond.towards(goal(t_next)) if cond and goal else cond)
         yield Step(i + 1, steps, t, x0)
         if i + 1 < steps:
             x_t = renoise(x_t, x0, t, t_next)
