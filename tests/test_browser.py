@@ -204,7 +204,7 @@ def test_a_video_is_followed_and_its_map_shown(page, tmp_path, title):
     video, followed = finished(pane), pane.locator(".followed video[src]")
     followed.wait_for()
     assert followed.evaluate("v => [v.loop, v.videoWidth, v.videoHeight]") == [True, 256, 256]
-    assert len(set(video.evaluate(FRAMES))) == 16 if title == "Depth" else min(followed.evaluate(CHANGES)) > 0
+    assert len(set(video.evaluate(FRAMES))) >= 12 if title == "Depth" else min(followed.evaluate(CHANGES)) > 0
     assert page.evaluate("document.documentElement.scrollWidth") <= 1280
 
 

@@ -157,7 +157,7 @@ def test_a_training_step(pretend, kind, dtype, monkeypatch):
 
 def alone(loss, teacher):
     """The loss with the teacher's own network as the target."""
-    return lambda net, iteration: loss(net, teacher.denoiser, iteration)
+    return lambda net, iteration, *part: loss(net, teacher.denoiser, iteration, *part)
 
 
 def test_networks_that_make_maps_and_judge(pretend):

@@ -19,7 +19,7 @@ from videolcm.processes import agreed, average, rank, together, world
 from videolcm.training import Run, train
 
 TESTS = Path(__file__).parent
-KNOBS = "--iterations 10 --skip 100 --dtype float32 --threads 1 --seed 3"
+KNOBS = "--iterations 10 --skip 100 --dtype float32 --threads 1 --seed 3 --optimiser adamw"
 
 
 def log(folder):

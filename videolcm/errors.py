@@ -17,7 +17,7 @@ CATALOGUE = {  # code: (what is wrong, what to do)
     "E_SIZE": ("Width and height must be multiples of 32 from 128 to 512, not {given}.", "Choose for example 256x256 or 448x256."),
     "E_SAMPLER": ("There is no sampler called {given}.", "Choose one of: {known}."),
     "E_GUIDANCE": ("Guidance must be a number from 0 to 30, not {given}.", "Leave it out to use the model's own."),
-    "E_W_RANGE": ("The student {model} takes a guidance from {low} to {high}, not {given}.", "Leave it out to use its own."),
+    "E_W_RANGE": ("Guidance must be {low} to {high}, not {given}.", "Leave it out."),
     "E_GAMMA": ("Gamma must be a number from 0 to 1, not {given}.", "Leave it out for 0.3; 0 is deterministic."),
     "E_CELLS": ("A comparison has 1 to {limit} different cells, not {given}.", "Choose fewer numbers of steps or samplers, but one at least."),
     "E_TASK": ("There is no task called {given}.", "Choose one of: {known}."),
@@ -39,7 +39,7 @@ CATALOGUE = {  # code: (what is wrong, what to do)
     ),
     "E_MODEL_PARTS": (
         "The model folder {folder} lacks a usable {given}.",
-        "Put it there in diffusers' layout, as safetensors; official checkpoints want those of Stable Diffusion 2.1.",
+        "Put it there, in diffusers' layout as safetensors; official ones want Stable Diffusion 2.1's.",
     ),
     "E_SCHEDULER": (
         "A model's scheduler is of a kind that is not sampled here: {detail}.",
@@ -58,8 +58,8 @@ CATALOGUE = {  # code: (what is wrong, what to do)
     "E_NOT_HERE": ("The model {given} is not here: {size} to download.", "Fetch it: python -m videolcm fetch {name}."),
     "E_OFFLINE": ("The model {given} is not here, and this machine is offline.", "Put its files into {folder}, as README.md shows."),
     "E_BASE": (
-        "The model {given} wants a Stable Diffusion 1.5 as its base.",
-        "Name one, {given}:OWNER/NAME@REVISION, or put it into models/{given}/base.",
+        "The model {given} wants Stable Diffusion 1.5 as base.",
+        "Write {given}:OWNER/NAME@REVISION, or put one into its folder base.",
     ),
     "E_BY_HAND": ("The model {given} is made of {file}.", "Convert it: python -m videolcm convert FILE --out models/{given}."),
     "E_REVISION": ("There is no model called {given} to fetch.", "Give a name that `videolcm models` lists, or OWNER/NAME@REVISION, all 40 digits."),
@@ -142,16 +142,22 @@ CATALOGUE = {  # code: (what is wrong, what to do)
 }
 
 
+LIMITS = {"known": 110}  # characters of a value that are shown, 60 of others
+
+
 class AppError(ValueError):
     """One thing that went wrong, said in one line: `[code] message hint`.
 
-    `values` fill the placeholders of the catalogue's sentence; what users gave is cut to 60 characters and shown on one line, of a path its name.
+    `values` fill the placeholders of the catalogue's sentence; what users gave is cut to LIMITS, and shown on one line, of a path its name.
     Raises KeyError for a code that the catalogue does not know.
     """
 
     def __init__(self, code, **values):
         message, hint = CATALOGUE[code]
-        shown = {key: value if isinstance(value, (int, float)) and abs(value) < 1e15 else one_line(value) for key, value in values.items()}
+        shown = {
+            key: value if isinstance(value, (int, float)) and abs(value) < 1e15 else one_line(value, LIMITS.get(key, 60))
+            for key, value in values.items()
+        }
         self.code, self.message, self.hint = code, message.format(**shown), hint.format(**shown)
         self.values = shown
         super().__init__(f"[{self.code}] {self.message} {self.hint}")

@@ -66,7 +66,7 @@ def told_w(info, w):
         return info
     low, high = info.w_range or (0, 0)
     if not isinstance(w, (int, float)) or not low <= w <= high:
-        raise AppError("E_W_RANGE", model=info.name, low=low, high=high, given=w)
+        raise AppError("E_W_RANGE", low=low, high=high, given=w)
     return replace(info, guidance=float(w))
 
 

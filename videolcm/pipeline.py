@@ -230,7 +230,7 @@ def settle(model, request):
     own = model.info.guidance if model.info.role == "teacher" or takes else 0.0
     guidance = own if request.guidance is None else request.guidance
     if takes and not takes[0] <= guidance <= takes[1]:
-        raise AppError("E_W_RANGE", model=model.info.name, low=takes[0], high=takes[1], given=guidance)
+        raise AppError("E_W_RANGE", low=takes[0], high=takes[1], given=guidance)
     gamma = GAMMA if request.gamma is None else request.gamma
     return replace(request, guidance=guidance, gamma=gamma if request.sampler == "tcd" else None)
 
