@@ -53,8 +53,13 @@ def tab(browser):  # noqa: F811
 def compared(tab):
     """The tab after a comparison of 1, 2, 4 and 8 steps with 10 of the teacher."""
     page, engine = tab
-    page.get_by_label("number input for Steps of the reference").fill("10")
-    page.get_by_label("number input for Steps of the reference").press("Tab")
+    number, slider = (page.get_by_label(f"{kind} for Steps of the reference") for kind in ("number input", "range slider"))
+    for _ in range(50):  # the page may not listen yet
+        number.fill("10")
+        number.press("Tab")
+        if slider.input_value() == "10":
+            break
+        page.wait_for_timeout(100)
     page.locator("#compare").get_by_label("Prompt").fill("a red ball")
     page.get_by_role("button", name="Compare", exact=True).click()
     page.get_by_text("Done: 5 clips").wait_for()
