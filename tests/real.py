@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, MotionAdapter, UNet2DConditionModel, UNet3DConditionModel
 from safetensors.torch import load_file, save_file
@@ -10,6 +11,7 @@ from tiny import awake
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from videolcm.data import latent_path
+from videolcm.errors import AppError
 
 DATA = Path(__file__).parent / "data" / "vgen"
 SD_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
@@ -109,3 +111,10 @@ def latents_folder(folder, frames=4, side=4):
 
 
 SHAPES = {"depth": (), "edges": (), "rgb": (3,)}
+
+
+def refused(code, run):
+    with pytest.raises(AppError) as error:
+        run()
+    assert error.value.code == code, error.value
+    return str(error.value)

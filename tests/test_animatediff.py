@@ -15,12 +15,11 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from PIL import Image
-from real import animatelcm, sd15
+from real import animatelcm, refused, sd15
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from videolcm import models
-from videolcm.errors import AppError
 from videolcm.models.animatediff import LORA_SCALE, NEGATIVE_PROMPT, picture
 from videolcm.models.base import TASKS, Conditions
 from videolcm.pipeline import Request, generate
@@ -41,13 +40,6 @@ def model(folder):
 
 def load(folder, role="student"):
     return models.load(folder, role, "cpu", "float32")
-
-
-def refused(code, run):
-    with pytest.raises(AppError) as error:
-        run()
-    assert error.value.code == code, error.value
-    return str(error.value)
 
 
 def pipeline(folder, kind=AnimateDiffPipeline, **more):

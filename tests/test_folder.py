@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, LCMScheduler, UNet3DConditionModel
-from real import latents_folder, modelscope, official, place_parts, recorded
+from real import latents_folder, modelscope, official, place_parts, recorded, refused
 from safetensors.torch import load_file
 from test_conditions import midas_folder, photo  # noqa: F401  a fixture
 
@@ -16,7 +16,6 @@ from videolcm import conditions, models
 from videolcm.checkpoint import sha256_of
 from videolcm.conditions import Maps, extract
 from videolcm.convert import convert
-from videolcm.errors import AppError
 from videolcm.guides import guides_of
 from videolcm.models.base import Conditions
 from videolcm.pipeline import Request, encode_prompt, generate
@@ -40,13 +39,6 @@ def compositional(tmp_path_factory):
 
 def load(folder, role="teacher"):
     return models.load(folder, role, "cpu", "float32")
-
-
-def refused(code, run):
-    with pytest.raises(AppError) as error:
-        run()
-    assert error.value.code == code, error.value
-    return str(error.value)
 
 
 # ---- ModelScope's kind

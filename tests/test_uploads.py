@@ -5,6 +5,7 @@ import json
 import cv2
 import numpy as np
 import pytest
+import torch
 from conftest import CELL, FakeModel
 from media import corners, difference, make
 
@@ -223,6 +224,19 @@ def test_compare_follows_a_video_too(door, files, capsys):
     assert [cell["settings"]["task"] for cell in grid["cells"]] == ["depth", "depth"]
     assert (grid["cells"][1]["sha256"], grid["cells"][1]["settings"]) == (alone["sha256"], alone["settings"])
     assert alone["notices"] and all(err.count(notice) == 1 for notice in alone["notices"])
+
+
+def test_a_cell_that_fails_is_named_and_the_others_are_written(door, monkeypatch, capsys):
+    def load(ref, role="student", **options):
+        model = FakeModel(role)
+        if role == "teacher":
+            model.denoise = lambda x_t, t, cond: torch.full_like(x_t, torch.nan)
+        return model
+
+    monkeypatch.setattr(models, "load", load, raising=False)
+    grid, err = told(capsys, "compare", PROMPT, "--steps", "1", "--teacher-steps", "2", *SIZE)
+    assert len(grid["cells"]) == 1 and list(grid["errors"]) == ["teacher, 2 steps, ddim"]
+    assert "E_NONFINITE" in grid["errors"]["teacher, 2 steps, ddim"] and "E_NONFINITE" in err
 
 
 def test_extractors_are_named_where_one_is_refused(door, files, capsys):

@@ -122,7 +122,7 @@ def run_compare(args):
     return {
         **{name: path and str(path) for name, path in (("out", args.out), ("sheet", args.sheet), ("gif", args.gif))},
         "cells": [row(one, reference) for one in done],
-        "failed": failed,
+        "errors": failed,
     }
 
 
