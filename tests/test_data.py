@@ -8,6 +8,7 @@ from tiny import clips
 
 from videolcm import data
 from videolcm.data import (
+    MAPS,
     Clips,
     bent,
     cache_latents,
@@ -156,6 +157,19 @@ def test_a_part_of_a_batch_is_that_part_of_the_whole_and_what_is_not_kept_is_not
     for name in ("context", "depth", "sketch", "masked"):
         assert torch.equal(getattr(part, name), getattr(whole, name)[3:6])
     assert text.depth is None and text.sketch is None and torch.equal(text.masked, whole.masked)
+
+
+def test_free_scenes_have_their_share_and_always_a_map():
+    made, g, rng = clips(8), torch.Generator().manual_seed(5), np.random.default_rng(5)
+    made.free = torch.arange(8) >= 5
+    drawn = torch.cat([made.draw(32, g) for _ in range(60)])
+    assert made.free[drawn].float().mean() == pytest.approx(data.FREE_SHARE, abs=0.03) and set(drawn.tolist()) == set(range(8))
+    assert not made.free[made.draw(500, g, free=False)].any()
+    chosen = made.draw(300, g)
+    for kept in (MAPS, ("text", "sketch"), ("masked",)):
+        cond = conditions(made, chosen, lambda texts: torch.zeros(len(texts), 1, 1), g, rng, kept=kept)
+        there = torch.stack([(getattr(cond, name) > -1).flatten(1).any(1) for name in MAPS if name in kept])
+        assert there[:, made.free[chosen]].any(0).all() and 0.1 < there[:, ~made.free[chosen]].any(0).float().mean() < 0.65
 
 
 def test_bending_keeps_the_ends_and_the_order():

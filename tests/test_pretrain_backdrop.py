@@ -6,6 +6,7 @@ import tiny
 import torch
 
 from videolcm import pretrain
+from videolcm.models.base import Conditions
 
 
 @pytest.fixture
@@ -38,6 +39,7 @@ def test_the_backdrop_learns_what_the_text_tells(clips):
         stage.loss(net, iteration).backward()
         optimiser.step()
     with torch.no_grad():
-        mean, spread = net.backdrop(encode_text(["on a checkerboard", "on grass"]), 4, 4)
+        cond = Conditions(encode_text(["on a checkerboard", "on grass"]))
+        mean, spread = net.expected(cond, *net.stack_maps(torch.zeros(2, 4, 2, 4, 4), cond))
     assert mean[0].mean() > 0.6 and mean[1].mean() < -0.6
     assert spread.mean() < 0.6 and np.mean([stage.loss(net, 200 + i).item() for i in range(5)]) < first - 0.5

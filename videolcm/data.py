@@ -6,6 +6,7 @@ of a clip are not stored: its seed gives them again. It knows nothing about netw
 
 import os
 from concurrent.futures import ProcessPoolExecutor
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ CLIPS_PER_SHARD = 50
 MAP_SIZE = 64  # condition maps are kept at a quarter of the clip's size
 TRAIN_SEEDS = {"plain": 1_000_000, "free": 2_000_000}  # first seed of each kind; below them lie the held-out ones
 KINDS = {"plain": sample, "free": free_sample}
+FREE_SHARE = 0.25  # of a batch
 
 
 def shard_path(folder, kind, index):
@@ -137,9 +139,18 @@ class Clips:
     def __len__(self):
         return len(self.plots)
 
-    def draw(self, count, g):
-        """Indices (count,) of a batch."""
-        return torch.randint(len(self), (count,), generator=g)
+    @cached_property
+    def free(self):
+        """bool (N,): clips that are only shown together with a map, which says where their camera is."""
+        return torch.tensor([hasattr(told, "scene") for told in self.plots])
+
+    def draw(self, count, g, free=True):
+        """Indices (count,) of a batch, in any order: plain scenes, and free ones in their share where there are any and they are wanted."""
+        kinds = [kind.nonzero()[:, 0] for kind in (~self.free, self.free)]
+        share = FREE_SHARE if free and len(kinds[1]) else 0.0
+        which = (torch.rand(count, generator=g) < share).long()
+        drawn = torch.stack([kind[torch.randint(max(1, len(kind)), (count,), generator=g)] if len(kind) else which for kind in kinds])
+        return drawn.gather(0, which[None])[0]
 
     def caption(self, index, rng):
         """New words for clip `index`; `rng` is numpy's."""
@@ -162,12 +173,16 @@ ALL = slice(None)
 def conditions(clips, chosen, encode_text, g, rng, drop_text=0.1, drop_maps=0.4, kept=MAPS, part=ALL):
     """The Conditions of a batch, text dropped in `drop_text` of it, all maps in `drop_maps`, else each with a chance of half; none but `kept`.
 
-    encode_text: prompts -> context. `part` is the slice of the batch that is made; what is drawn depends neither on it nor on what is kept.
+    encode_text: prompts -> context. A free scene has a map always. `part` is the slice of the batch that is made; what is drawn depends neither
+    on it nor on what is kept.
     """
-    count = len(chosen)
+    count, free = len(chosen), clips.free[chosen]
     captions = [clips.caption(int(i), rng) if rng.random() >= drop_text else "" for i in chosen]
     any_map = torch.rand(count, 1, generator=g) > drop_maps
-    keep = (torch.rand(count, 3, generator=g) < 0.5) & any_map
+    keep = (torch.rand(count, 3, generator=g) < 0.5) & (any_map | free[:, None])
+    keep &= torch.tensor([name in kept for name in MAPS])
+    for i, name in enumerate(MAPS):
+        keep[:, i] |= free & ~keep.any(1) & (name in kept)
     maps = {
         "depth": bent(clips.arrays["depth"][chosen], g, 0.8, 1.25, part),
         "sketch": drawn(bent(clips.arrays["edges"][chosen], g, 0.6, 1.6, part), g, count, part),

@@ -61,7 +61,7 @@ def distill_stage(teacher, clips, config, checkpointing=False, shared=False):
     def loss(net, target, iteration, part=ALL):
         g, rng = generator(51 + config.seed, iteration), np.random.default_rng((51 + config.seed, iteration))
         samples, skip = config.batch * config.accumulate * world(), config.skips[iteration * len(config.skips) // config.iterations]
-        chosen = clips.draw(samples, g)
+        chosen = clips.draw(samples, g, free=any(name in config.conditions for name in MAPS))
         drop_text = 0.0 if "text" in config.conditions else 1.0
         cond = conditions(clips, chosen, teacher.encode_text, g, rng, drop_text, kept=config.conditions, part=part)
         x0 = clips.arrays["latents"][chosen[part]].float()
@@ -129,7 +129,7 @@ def cached_clips(folder, teacher):
     E_LATENTS if they have other channels than the teacher's."""
     if not any(Path(folder).glob("latents-plain-*.safetensors")):
         raise AppError("E_DATA", given=Path(folder).name)
-    clips = Clips(folder, ("plain",), ("latents", "depth", "edges", "ids", "rgb"))
+    clips = Clips(folder, ("plain", "free"), ("latents", "depth", "edges", "ids", "rgb"))
     if clips.arrays["latents"].shape[1] != teacher.latent_shape(16, 256, 256)[0]:
         raise AppError("E_LATENTS", given=Path(folder).name)
     return clips

@@ -60,6 +60,7 @@ class OwnClips:
         self.arrays = {name: torch.zeros(shape, dtype=torch.uint8).expand(len(rows), *shape) for name, shape in SHAPES.items()}
         self.arrays |= {name: torch.stack([row.arrays[name] for row in rows]) for name in rows[0].arrays}
         still = torch.tensor([row.still for row in rows])
+        self.free = torch.zeros(len(rows), dtype=torch.bool)
         self.kinds = [kind.nonzero()[:, 0] for kind in (still, ~still)]  # pictures, videos
 
     def __len__(self):
@@ -68,7 +69,7 @@ class OwnClips:
     def caption(self, index, rng):
         return self.rows[index].caption
 
-    def draw(self, count, g):
+    def draw(self, count, g, free=True):
         """Indices (count,) of a batch: pictures and videos in their shares, in any order. A fraction of a picture is drawn."""
         pictures, videos = self.kinds
         share = self.images if len(pictures) and len(videos) else float(len(pictures) > 0)

@@ -1,4 +1,5 @@
-"""How assets/toybox was made: the stages codec, text, teacher and judge; depth is pretrain_depth.py's. The loop that runs them is training.py's.
+"""How assets/toybox was made: the stages text, backdrop, teacher and judge, and the order of all; codec and decoder are pretrain_codec.py's, depth is
+pretrain_depth.py's. The loop that runs them is training.py's.
 
 In: clips, captions and attributes of Toybox. Out: a Stage a network. It knows nothing about samplers beyond the noise schedule.
 """
@@ -13,111 +14,19 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .data import CLIPS_PER_SHARD, Clips, cache_latents, conditions, frames_of, render_shards
+from .data import CLIPS_PER_SHARD, Clips, cache_latents, conditions, render_shards
 from .depth import DepthNet, depth_network
 from .errors import AppError
 from .judge import Judge, judge
 from .models import ASSETS, network, pick_dtype, read_manifest
-from .models.codec import SPACE, TIME, Codec, blocks
+from .models.codec import Codec
 from .models.toybox import Denoiser, DenoiserConfig, TextConfig, TextEncoder
+from .pretrain_codec import codec_stage, decoder_stage
 from .pretrain_depth import depth_stage
 from .schedule import Schedule
 from .shipping import sheet, ship
 from .training import Stage, averaged_weights, generator
 from .world import ATTRIBUTES, OBJECT_ATTRIBUTES, SCENE_ATTRIBUTES, plot, vocabulary
-
-CROP, CODEC_FRAMES, CODEC_BATCH = 128, 8, 6
-LATENT_NOISE = 0.2  # at most, of a sample in the codec's training: what a denoiser leaves is taken away by the decoder
-
-
-# ---- codec
-
-
-def codec_stage(folder, iterations=2500):
-    """The codec: its transform fitted to blocks of clips, then its decoder trained on windows of 8 frames of 128x128."""
-    frames, ids = frames_of(folder, plain=24, free=4)  # (N, 16, 256, 256, 3), (N, 16, 64, 64)
-
-    def make():
-        codec = Codec()
-        fit_transform(codec, frames, ids)
-        return codec
-
-    def loss(net, iteration):
-        g = generator(11, iteration)
-        pairs = [crop(frames, ids, g) for _ in range(CODEC_BATCH)]
-        pixels, weight = (torch.stack(parts) for parts in zip(*pairs, strict=True))
-        pixels = pixels.permute(0, 4, 1, 2, 3).float() / 127.5 - 1
-        latents = net.encode(pixels.to(net.scale.dtype))
-        noise = torch.randn(latents.shape, generator=generator(12, iteration)) * torch.rand(CODEC_BATCH, 1, 1, 1, 1, generator=g)
-        noisy = latents + LATENT_NOISE * noise.to(latents)
-        return picture_loss(net.decode(noisy).float(), pixels, 1 + 3 * weight[:, None])
-
-    @torch.no_grad()
-    def validate(net, out, iteration):
-        errors, inside = [], []
-        for i in range(0, len(frames), len(frames) // 12):
-            pixels = torch.from_numpy(frames[i : i + 1]).permute(0, 4, 1, 2, 3).to(net.scale.dtype) / 127.5 - 1
-            error = ((net.decode(net.encode(pixels)).float() - pixels.float()) / 2) ** 2
-            where = F.interpolate(torch.from_numpy(ids[i])[None].float(), scale_factor=4)[0] > 127
-            errors.append(error.mean())
-            inside.append(error[0].mean(0)[where].mean())
-        return {"psnr": psnr(torch.stack(errors).mean()), "psnr_object": psnr(torch.stack(inside).nanmean())}
-
-    return Stage(make, loss, iterations, 1e-3, CODEC_BATCH, validate=validate, validate_every=250, ema=0.997, warmup=50, cooldown=0.6)
-
-
-def fit_transform(codec, frames, ids, clips=600, each=48, seed=0):
-    """Sets the transform of `codec` to the principal components of blocks: `each` from `clips` clips, half of these around objects.
-
-    frames (N, 16, H, W, 3) and ids (N, 16, H / 4, W / 4), uint8. The scale makes the variance of the latents 1 on average.
-    """
-    rng, rows = np.random.default_rng(seed), []
-    for i in np.linspace(0, len(frames) - 1, min(clips, len(frames))).astype(int):
-        found = blocks(torch.from_numpy(frames[i]).movedim(-1, 0)[None]).flatten(0, 3)  # (256, 3072) uint8
-        seen = F.max_pool3d(torch.from_numpy(ids[i])[None].float(), 4).flatten() > 0
-        near, far = seen.nonzero()[:, 0], (~seen).nonzero()[:, 0]
-        rows += [found[torch.from_numpy(rng.choice(where, min(len(where), each // 2), replace=False))] for where in (near, far)]
-    x = torch.cat(rows).float() / 127.5 - 1
-    mean = x.mean(0)
-    variance, vectors = torch.linalg.eigh((x - mean).T @ (x - mean) / len(x))
-    variance, basis = variance.flip(0)[: codec.config.latent], vectors.T.flip(0)[: codec.config.latent]
-    scale = variance**0.25
-    scale = scale * (variance.sqrt() / scale).square().mean().sqrt()
-    codec.mean.copy_(mean), codec.basis.copy_(basis), codec.scale.copy_(scale)
-
-
-def psnr(error):
-    return round(float(-10 * torch.log10(error)), 2)
-
-
-def crop(frames, ids, g):
-    """A window of a random clip on the codec's grid: uint8 (8, 128, 128, 3), and where objects are (8, 128, 128) in 0..1. Seven of ten
-    hold an object."""
-
-    def draw(n):
-        return int(torch.randint(n, (1,), generator=g))
-
-    clip, start = draw(len(frames)), TIME * draw((frames.shape[1] - CODEC_FRAMES) // TIME + 1)
-    seen = torch.from_numpy(ids[clip, start + CODEC_FRAMES // 2]).nonzero()
-    middle = 4 * seen[draw(len(seen))] if len(seen) and draw(10) < 7 else torch.tensor([draw(257), draw(257)])
-    y, x = (int(min(max(int(c) - CROP // 2 + draw(65) - 32, 0), 256 - CROP)) // SPACE * SPACE for c in middle)
-    window = frames[clip, start : start + CODEC_FRAMES, y : y + CROP, x : x + CROP]
-    mask = torch.from_numpy(ids[clip, start : start + CODEC_FRAMES, y // 4 : (y + CROP) // 4, x // 4 : (x + CROP) // 4])
-    mask = F.max_pool2d(mask.float() / 255, 3, 1, 1)
-    return torch.from_numpy(window), F.interpolate(mask[:, None], size=(CROP, CROP))[:, 0]
-
-
-def picture_loss(made, real, weight):
-    """L1 of the picture and of its gradients at three scales, weighted (B, 1, F, H, W)."""
-    total = 0.0
-    for _ in range(3):
-        difference = made - real
-        total = total + (weight * difference.abs()).mean()
-        for axis in (3, 4):
-            total = total + 0.7 * (weight.narrow(axis, 1, weight.shape[axis] - 1) * difference.diff(dim=axis).abs()).mean()
-        made, real, weight = (F.avg_pool3d(x, (1, 2, 2)) for x in (made, real, weight))
-    return total
-
 
 # ---- text
 
@@ -175,18 +84,18 @@ LAST_SHARE = 0.1  # of a batch at t = 999, where content is decided
 NOISY_SHARE, NOISY = 0.3, 600  # of a batch at 600 and above: a latent this large still tells there where things are
 DROP_MAPS = 0.6  # text alone is the hardest of the four tasks
 OBJECT_WEIGHT = 3.0  # added to the loss where objects are
+TEACHING = ("latents", "depth", "edges", "ids", "rgb")  # of the clips
 
 
-def teacher_stage(folder, encode_text, iterations=3000, batch=32, kinds=("plain",), config=None, validate=None, make_backdrop=None, **stage):
+def teacher_stage(folder, encode_text, iterations=3000, batch=32, kinds=("plain", "free"), config=None, validate=None, make_backdrop=None, **stage):
     """The denoiser, begun with a trained backdrop where `make_backdrop` gives one: the loss of v-prediction, maps as `data.conditions` drops them,
     text dropped for one sample in ten."""
-    clips = Clips(folder, kinds, ("latents", "depth", "edges", "ids", "rgb"))
+    clips = Clips(folder, kinds, TEACHING)
     schedule = Schedule()
 
     def loss(net, iteration):
         g, rng = generator(31, iteration), np.random.default_rng((31, iteration))
-        chosen = torch.randint(len(clips), (batch,), generator=g)
-        x0, cond = clips.arrays["latents"][chosen].float(), conditions(clips, chosen, encode_text, g, rng, drop_maps=DROP_MAPS)
+        chosen, x0, cond = conditioned_batch(clips, batch, encode_text, g, rng)
         t = drawn_timesteps(schedule, batch, g)
         eps = torch.randn(x0.shape, generator=g)
         _, sigma = schedule.alpha_sigma(t, x0)
@@ -202,9 +111,8 @@ def teacher_stage(folder, encode_text, iterations=3000, batch=32, kinds=("plain"
 
 
 def backdrop_stage(folder, encode_text, iterations=500, batch=64, config=None):
-    """The denoiser's backdrop alone: mean and spread of clean latents given the text, by the likelihood of a normal distribution."""
-    clips = Clips(folder, ("plain",), ("latents",))
-    latents = clips.arrays["latents"]
+    """The denoiser's backdrop alone: mean and spread of clean latents given text and maps, by the likelihood of a normal distribution."""
+    clips = Clips(folder, ("plain", "free"), TEACHING)
 
     def make():
         net = Denoiser(config or DenoiserConfig()).requires_grad_(False)
@@ -212,15 +120,17 @@ def backdrop_stage(folder, encode_text, iterations=500, batch=64, config=None):
         return net
 
     def loss(net, iteration):
-        g, rng = generator(33, iteration), np.random.default_rng((33, iteration))
-        chosen = torch.randint(len(clips), (batch,), generator=g)
-        captions = [clips.caption(int(i), rng) if rng.random() >= 0.1 else "" for i in chosen]
-        with torch.no_grad():
-            context = encode_text(captions).to(net.leave.weight.dtype)
-        mean, spread = net.backdrop(context, *latents.shape[3:])
-        return (0.5 * ((latents[chosen].float() - mean) / spread) ** 2 + spread.log()).mean()
+        _, x0, cond = conditioned_batch(clips, batch, encode_text, generator(33, iteration), np.random.default_rng((33, iteration)))
+        mean, spread = net.expected(cond, *net.stack_maps(x0, cond))
+        return (0.5 * ((x0 - mean) / spread) ** 2 + spread.log()).mean()
 
     return Stage(make, loss, iterations, 2e-3, batch, warmup=20, cooldown=0.7, ema=0.99)
+
+
+def conditioned_batch(clips, batch, encode_text, g, rng):
+    """(indices, x0, Conditions) of a batch."""
+    chosen = clips.draw(batch, g)
+    return chosen, clips.arrays["latents"][chosen].float(), conditions(clips, chosen, encode_text, g, rng, drop_maps=DROP_MAPS)
 
 
 def drawn_timesteps(schedule, n, g):
@@ -309,7 +219,16 @@ def trained(runs, name, dtype=None):
     dtype = torch.float32 if name in ("text", "depth") else dtype or pick_dtype(None, torch.device("cpu"))
     if not (Path(runs) / name).exists():
         return shipped(name, dtype)
-    net = {"codec": Codec, "text": Reader, "backdrop": Denoiser, "teacher": Denoiser, "student": Denoiser, "judge": Judge, "depth": DepthNet}[name]()
+    net = {
+        "codec": Codec,
+        "decoder": Codec,
+        "text": Reader,
+        "backdrop": Denoiser,
+        "teacher": Denoiser,
+        "student": Denoiser,
+        "judge": Judge,
+        "depth": DepthNet,
+    }[name]()
     net.load_state_dict(averaged_weights(Path(runs) / name)[1])
     net = net.encoder if name == "text" else net
     return net.to(dtype).eval().requires_grad_(False)
@@ -337,6 +256,9 @@ def stage_of(name, runs, warm=False, **settings):
         stage = stages[name](data, **settings)
     elif name == "text":
         stage = text_stage(**settings)
+    elif name == "decoder":
+        denoisers = [trained(runs, role) for role in ("student", "teacher")]
+        stage = decoder_stage(data, trained(runs, "codec", torch.float32), trained(runs, "text").encode, denoisers, **settings)
     elif name == "backdrop":
         stage = backdrop_stage(data, trained(runs, "text").encode, **settings)
     else:
@@ -384,9 +306,16 @@ def encoder_of(codec):
 
 def ship_all(runs, folder=ASSETS / "toybox"):
     """-> assets/toybox, and a contact sheet of the student."""
-    for name in ("codec", "text", "teacher", "judge", "depth", "student"):
+    for name in ("codec", "decoder", "text", "teacher", "judge", "depth", "student"):
         if (Path(runs) / name).exists():
-            ship(folder, name, trained(runs, name, torch.float32))
+            ship(folder, "codec" if name == "decoder" else name, trained(runs, name, torch.float32))
     if (Path(runs) / "student").exists():
-        sheet(trained(runs, "codec"), trained(runs, "text"), trained(runs, "student"), folder / "sheet.png", role="student", steps=4)
+        sheet(
+            shipped("codec", pick_dtype(None, torch.device("cpu"))),
+            trained(runs, "text"),
+            trained(runs, "student"),
+            folder / "sheet.png",
+            role="student",
+            steps=4,
+        )
     return folder

@@ -15,7 +15,7 @@ from .errors import AppError
 from .jobs import CONDITIONS, Knobs, Worker, conditions_of, note, work
 from .processes import after_the_first, device_of, rank, share_of, together, world
 
-STAGES = ("data", "codec", "latents", "text", "backdrop", "teacher", "judge", "depth", "ship")
+STAGES = ("data", "codec", "latents", "text", "backdrop", "teacher", "judge", "depth", "decoder", "ship")
 REPORT_SECONDS = 10
 CACHE = Path("runs/data")  # rendered clips, and in `own` what was made of other people's
 SHOWN = 8  # skipped files that the page names

@@ -84,23 +84,34 @@ class DenoiserConfig:
     fine_depth: tuple[int, int] = (1, 2)  # blocks before and after it
     maps: int = 32
     backdrop: int = 384
+    hint: int = 96  # channels in which the backdrop sees the maps
     inputs: tuple[str, ...] = ()  # what it is told besides t, of "w" and "s" of Conditions
 
 
 class Backdrop(nn.Module):
-    """What the text alone tells of each place: mean and spread of x0, (B, 48, 1, h, w) each, the same in every frame."""
+    """What text and maps alone tell of each place: mean and spread of x0, (B, 48, 1, h, w) each, the same in every frame."""
 
     def __init__(self, config):
         super().__init__()
-        self.place = nn.Linear(36, config.backdrop)
-        self.said = nn.Linear(config.slots * config.context, 2 * config.backdrop)
-        self.hidden = nn.ModuleList(nn.Linear(config.backdrop, config.backdrop) for _ in range(3))
-        self.leave, self.doubt = nn.Linear(config.backdrop, config.latent), nn.Linear(config.backdrop, config.latent)
-        nn.init.zeros_(self.doubt.weight)
+        width, hint = config.backdrop, config.hint
+        self.place = nn.Linear(36, width)
+        self.said = nn.Linear(config.slots * config.context, 2 * width)
+        self.maps = nn.Conv2d(6 * MAPS**2 * TIME, hint, 1)
+        self.here, self.overall = nn.Conv2d(hint, width, 3, padding=1), nn.Linear(hint + 3, 2 * width, bias=False)
+        self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(3))
+        self.leave, self.doubt = nn.Linear(width, config.latent), nn.Linear(width, config.latent)
+        for layer in (self.doubt, self.here, self.overall):
+            nn.init.zeros_(layer.weight)
+        nn.init.zeros_(self.here.bias)
 
-    def forward(self, context, h, w):
-        scale, shift = self.said(context.flatten(1))[:, None].chunk(2, 2)  # (B, 1, width) twice
-        x = F.silu(self.place(places(1, h, w, context)) * (1 + scale) + shift)  # (B, h w, width)
+    def forward(self, context, maps, present):
+        """`maps` (B, 384, h, w) and `present` (B, 3) are those of `Denoiser.stack_maps`, the mean of a clip."""
+        h, w = maps.shape[2:]
+        maps = F.silu(self.maps(maps))
+        told = self.said(context.flatten(1)) + self.overall(torch.cat([maps.mean((2, 3)), present], 1))
+        scale, shift = told[:, None].chunk(2, 2)  # (B, 1, width) twice
+        x = self.place(places(1, h, w, context)) * (1 + scale) + shift  # (B, h w, width)
+        x = F.silu(x + self.here(maps).flatten(2).transpose(1, 2))
         for layer in self.hidden:
             x = x + F.silu(layer(x))
         mean, log_spread = (head(x).float().transpose(1, 2).unflatten(2, (1, h, w)) for head in (self.leave, self.doubt))
@@ -108,7 +119,7 @@ class Backdrop(nn.Module):
 
 
 class Denoiser(nn.Module):
-    """x0, float32, of x_t (B, 48, f, h, w), all three even: the best linear guess around what the text tells, and what the network adds.
+    """x0, float32, of x_t (B, 48, f, h, w), all three even: the best linear guess around what text and maps tell, and what the network adds.
 
     Convolutions on cells of 8 pixels, then at latent resolution, around a transformer on patches of 2x2x2 latents and the text. A patch is 8
     frames of 32x32 pixels, so two seconds are 128 tokens, and what moves is whole from the start. The network sees and says values of unit
@@ -148,19 +159,23 @@ class Denoiser(nn.Module):
         return self
 
     def forward(self, x_t, t, cond):
-        mean, spread = self.backdrop(cond.context.to(self.leave.weight.dtype), *x_t.shape[3:])  # (B, 48, 1, h, w) each
+        maps, present = self.stack_maps(x_t, cond)
+        mean, spread = self.expected(cond, maps, present)
         alpha = self.alphas.to(x_t.device)[t][:, None, None, None, None]  # (B, 1, 1, 1, 1)
         sigma = (1 - alpha**2).sqrt()
         size = ((alpha * spread) ** 2 + sigma**2).sqrt()  # of x_t, in each channel
         centred = x_t.float() - alpha * mean
-        added = self.network((centred / size).to(self.leave.weight.dtype), t, cond).float()
+        added = self.network((centred / size).to(maps.dtype), t, cond, maps, present).float()
         # x0 = E x0 + alpha spread^2 / size^2 (x_t - E x_t) + sigma spread / size F
         return mean + alpha * (spread / size) ** 2 * centred + sigma * spread / size * added
 
-    def network(self, x_t, t, cond):
+    def expected(self, cond, maps, present):
+        """Mean and spread of x0 before anything is seen of it, float32, (B, 48, 1, h, w) each."""
+        return self.backdrop(cond.context.to(maps.dtype), maps.unflatten(0, (len(present), -1)).mean(1), present)
+
+    def network(self, x_t, t, cond, maps, present):
         """F of unit variance from x_t of unit variance, both (B, 48, f, h, w)."""
         batch, _, f, h, w = x_t.shape
-        maps, present = self.stack_maps(x_t, cond)
         context = cond.context.to(x_t.dtype)
         emb = self.time(sinusoid(t).to(x_t.dtype)) + self.present(present) + self.said(context.flatten(1))  # (B, width)
         if self.config.inputs:
@@ -185,20 +200,20 @@ class Denoiser(nn.Module):
         return y.unflatten(0, (batch, f)).transpose(1, 2)
 
     def stack_maps(self, x_t, cond):
-        """(B f, 6 * 16 * 4, h, w) the maps at a quarter of the clip's size, folded as the latents are; (B, 3) which are there.
+        """(B f, 6 * 16 * 4, h, w) the maps at a quarter of the clip's size, folded as the latents are; (B, 3) which are there; as the weights are.
 
         A sample whose map is all -1 counts as one without that map: so a batch can mix samples with and without.
         """
         batch, _, f, h, w = x_t.shape
-        parts, present = [], []
+        parts, present, like = [], [], x_t.new_zeros((), dtype=self.leave.weight.dtype)
         for name, channels in (("depth", 1), ("sketch", 1), ("masked", 4)):
             value = getattr(cond, name)
             if value is None:
-                parts.append(x_t.new_zeros(batch, channels, TIME * f, MAPS * h, MAPS * w))
-                present.append(x_t.new_zeros(batch))
+                parts.append(like.new_zeros(batch, channels, TIME * f, MAPS * h, MAPS * w))
+                present.append(like.new_zeros(batch))
             else:
-                there = (value.flatten(1).amax(1) > -1).to(x_t.dtype)
-                parts.append(fit_map(value.to(x_t.dtype), TIME * f, MAPS * h, MAPS * w) * there[:, None, None, None, None])
+                there = (value.flatten(1).amax(1) > -1).to(like.dtype)
+                parts.append(fit_map(value.to(like.dtype), TIME * f, MAPS * h, MAPS * w) * there[:, None, None, None, None])
                 present.append(there)
         maps = torch.cat(parts, 1).transpose(1, 2).flatten(0, 1)  # (B F, 6, 4 h, 4 w)
         maps = F.pixel_unshuffle(maps, MAPS).unflatten(0, (-1, TIME)).flatten(1, 2)
