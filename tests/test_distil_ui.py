@@ -146,6 +146,13 @@ def test_the_time_left_is_iterations_times_their_seconds():
     assert "about 5 min left" in say.status(job, [{**STEP, "iteration": 10, "iterations": 130, "seconds": s} for s in (1.0, 4.0)])
 
 
+def test_the_time_left_ends_with_the_minutes():
+    steps = [{**STEP, "iteration": 10, "iterations": 1000, "spent": 540.0}]
+    assert "about 33 min left" in say.status(Job("d" * 32, Path("nowhere"), "RUNNING", "", 0.0, ()), steps)
+    assert "about 60 s left" in say.status(Job("d" * 32, Path("nowhere"), "RUNNING", "", 0.0, ("--minutes", "10", "--clips", "3")), steps)
+    assert "about 0 s left" in say.status(Job("d" * 32, Path("nowhere"), "RUNNING", "", 0.0, ("--minutes", "8.5")), steps)
+
+
 def test_a_job_whose_process_died_without_a_word(tmp_path):
     job_folder(tmp_path / ("b" * 32))
     assert "E_JOB_LOST" in make_refresh(Jobs(tmp_path), Guard())(None, {})[1]

@@ -7,16 +7,18 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import tiny
 from conftest import FakeModel, wait_for
+from media import corners, make
 
 from videolcm import models
 from videolcm.checkpoint import load_checkpoint
 from videolcm.errors import AppError
-from videolcm.jobs import GRACE_SECONDS, PRESETS, Jobs, Knobs, conditions_of, note
+from videolcm.jobs import GRACE_SECONDS, PRESETS, Jobs, Knobs, Worker, conditions_of, note
 from videolcm.lease import Lease
 from videolcm.pipeline import Request, Result
 from videolcm.students import students
@@ -36,6 +38,12 @@ def place(tmp_path_factory):
         patch.setenv("VIDEOLCM_JOBS", str(folder / "jobs"))
         patch.setenv("OMP_NUM_THREADS", "1")
         yield folder / "jobs", str(tiny.teacher_folder(folder / "tiny")), str(tiny.data_folder(folder / "data"))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The bytes of a small clip."""
+    return make(tmp_path_factory.mktemp("clip") / "clip.mp4", corners(16)).read_bytes()
 
 
 @pytest.fixture
@@ -184,6 +192,41 @@ def test_every_knob_is_an_argument():
     config = config_of(knobs, tiny.toybox("teacher"))
     assert (config.lora, config.w_range, config.two_time, config.accumulate, config.inputs) == (4, (0.5, 3.0), True, 2, ("w", "s"))
     assert (config.lr, config.optimiser, config.skips, config.guidance) == (5e-4, "muon", (100,), 1.0)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_on_the_command_line_gives_way_to_what_is_said_beside_it(preset):
+    from videolcm.train_verbs import distill_namespace, knobs_of
+
+    of_preset = Knobs(**{"preview_every": None, **PRESETS[preset]})
+    assert knobs_of(distill_namespace(["--preset", preset])) == of_preset
+    assert knobs_of(distill_namespace(["--iterations", "1000", "--preset", preset, "--two-time"])) == replace(
+        of_preset, iterations=1000, two_time=True
+    )
+    assert knobs_of(distill_namespace([])) == Knobs(preview_every=None)
+    refused("E_PRESET", distill_namespace, ["--preset", "an hour"])
+
+
+def test_clips_can_be_prepared_beforehand(place, tmp_path, made, capsys, monkeypatch):
+    from videolcm.__main__ import main
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "a red ball.mp4").write_bytes(made)
+    (tmp_path / "mine" / "bad.mp4").write_bytes(b"none")
+    own = ["distill", "--teacher", place[1], "--data", "mine", "--conditions", "text", "--device", "cpu", "--out", "out"]
+    assert main([*own, "--prepare"]) == 0
+    out = capsys.readouterr()
+    assert json.loads(out.out.splitlines()[-1]) == {"clips": 1} and "skipped bad.mp4" in out.err
+    assert list((tmp_path / "runs/data/own").glob("*.safetensors")) and not list((tmp_path / "out").glob("step-*"))
+
+
+def test_a_worker_tells_people_only_in_a_jobs_folder(tmp_path):
+    Worker(tmp_path).say("Skipped 1 of 2 files.")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "job.json").write_text("{}")
+    Worker(tmp_path).say("Skipped 1 of 2 files.")
+    assert json.loads((tmp_path / "journal.jsonl").read_text())["message"] == "Skipped 1 of 2 files."
 
 
 def test_the_paper_is_the_papers():

@@ -31,9 +31,15 @@ CONDITIONS = ("text", "depth", "sketch", "masked")
 OPTIMISERS = ("adamw", "muon")
 START_SECONDS = 60  # until a child that was started must have shown itself
 GRACE_SECONDS = 3.5  # for a checkpoint, once the parent is gone
-PRESETS = {  # what they change of Knobs' defaults
-    "one minute look": {"iterations": 60, "batch": 8, "minutes": 1, "clips": 50, "preview_every": 20},
-    "ten minutes": {"iterations": 400, "batch": 16, "minutes": 10, "clips": 200},
+PRESETS = {  # what they change of Knobs' defaults; in minutes two cores do so many iterations, and the rate comes to its end
+    "one minute look": {
+        "iterations": 36,
+        "batch": 8,
+        "minutes": 1,
+        "clips": 50,
+        "preview_every": 20,
+    },  # as many as two cores do: the rate falls in time
+    "ten minutes": {"iterations": 180, "batch": 16, "minutes": 10, "clips": 200},
     "paper": {"iterations": 4000, "lr": 1e-5, "ema": 0.95, "guidance": 9.0, "skip": "20", "huber": 1e-3, "optimiser": "adamw"},
 }
 
@@ -112,9 +118,13 @@ class Job:
     def can_resume(self):
         return self.state in ("PAUSED", "FAILED")
 
+    @property
+    def minutes(self):
+        """How long it may run, as it was started; None for no limit."""
+        return float(self.arguments[self.arguments.index("--minutes") + 1]) if "--minutes" in self.arguments else None
+
     def steps(self):
-        """The lines of log.jsonl as dicts: iteration, loss (None where it was not a number), lr, samples_per_second, figures, skipped,
-        seconds."""
+        """The lines of log.jsonl as dicts: a training.TrainStep each, whose loss is None where it was not a number."""
         return read_lines(self.folder / "log.jsonl")
 
 
@@ -249,6 +259,13 @@ class Jobs:
             )
 
 
+def preset_of(name):
+    """What a preset decides. AppError E_PRESET."""
+    if not isinstance(name, str) or name not in PRESETS:
+        raise AppError("E_PRESET", given=name, known=", ".join(PRESETS))
+    return PRESETS[name]
+
+
 def has_checkpoint(folder):
     return any(folder.glob("step-*.json"))
 
@@ -297,7 +314,7 @@ class Worker:
     """The job in `folder`, for the process that does it."""
 
     def __init__(self, folder):
-        self.folder, self.orphaned = Path(folder), False
+        self.folder, self.orphaned, self.ended = Path(folder), False, False
 
     @property
     def wish(self):
@@ -313,13 +330,18 @@ class Worker:
         if self.wish:
             raise Stopped
 
-    def watch(self):
-        """Two threads: one shows that the process lives, one waits for the end of the parent."""
-        for task in (self.beat, self.await_parent):
+    def say(self, sentence):
+        """What people should know of the job, shown with it; nothing where the folder is no job's."""
+        if (self.folder / "job.json").exists():
+            note(self.folder, "RUNNING", sentence)
+
+    def watch(self, child):
+        """Threads: one shows that the work goes on, in a child process one waits for the end of the parent."""
+        for task in (self.beat, self.await_parent) if child else (self.beat,):
             threading.Thread(target=task, daemon=True).start()
 
     def beat(self):
-        while True:
+        while not self.ended:
             with suppress(OSError):
                 (self.folder / "heartbeat").touch()
             time.sleep(1)
@@ -354,10 +376,10 @@ class Worker:
 ENDS = {None: "DONE", "pause": "PAUSED", "cancel": "CANCELLED", "orphan": "PAUSED"}
 
 
-def work(folder, run):
+def work(folder, run, child=True):
     """`run(worker)` as the job in `folder`, with its states in the journal; returns what it returns, {} if it was stopped before it began.
 
-    AppError E_JOB_FOLDER if another process does this job already.
+    `child`: whether this process does nothing else, and ends when its stdin closes. AppError E_JOB_FOLDER if somebody does this job already.
     """
     worker, result = Worker(folder), {}
     try:
@@ -365,7 +387,7 @@ def work(folder, run):
     except Timeout:
         raise AppError("E_JOB_FOLDER", given=worker.folder.name) from None
     with lock:
-        worker.watch()
+        worker.watch(child)
         try:
             with suppress(Stopped), worker.line():
                 note(worker.folder, "RUNNING")
@@ -375,5 +397,7 @@ def work(folder, run):
             refusal = error if isinstance(error, AppError) else AppError("E_INTERNAL")
             note(worker.folder, "PAUSED" if stopped else "FAILED", "" if stopped else str(refusal))
             raise
+        finally:
+            worker.ended = True
         note(worker.folder, ENDS[worker.wish])
     return result

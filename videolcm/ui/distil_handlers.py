@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import gradio as gr
 
 from videolcm.errors import AppError
-from videolcm.jobs import PRESETS, Knobs
+from videolcm.jobs import Knobs, preset_of
 from videolcm.own_files import captioned, suggest
 from videolcm.students import name_of, students
 from videolcm.ui import distil_messages as say
@@ -42,13 +42,12 @@ class Guard:
 def guard_of(environ, public):
     """The Guard of a page with these environment variables; `public` if it is seen beyond this machine."""
     password = environ.get("VIDEOLCM_DISTIL_PASSWORD")
-    if on_zero_gpu(environ):
-        return Guard("the GPU of this Space is lent for seconds at a time")
-    if "SPACE_ID" in environ and environ.get("VIDEOLCM_DISTIL") != "1":
-        return Guard("a Space is shared, and training would take it for hours")
-    if (public or "SPACE_ID" in environ) and not password:
+    space = on_zero_gpu(environ) or "SPACE_ID" in environ
+    if space and environ.get("VIDEOLCM_DISTIL") != "1":
+        return Guard("its GPU is lent for seconds at a time" if on_zero_gpu(environ) else "a Space is shared, and training would take it for hours")
+    if (public or space) and not password:
         return Guard("a page for others needs VIDEOLCM_DISTIL_PASSWORD")
-    return Guard(None, password if public or "SPACE_ID" in environ else None)
+    return Guard(None, password if public or space else None)
 
 
 def refusing(run):
@@ -143,13 +142,6 @@ def suggested(clips, captions, asked):
 def whole(value):
     """4 for 4.0, as pages send it; anything else as it is, for Knobs to refuse."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def preset_of(name):
-    """What a preset decides. AppError E_PRESET."""
-    if not isinstance(name, str) or name not in PRESETS:
-        raise AppError("E_PRESET", given=name, known=", ".join(PRESETS))
-    return PRESETS[name]
 
 
 def told(job):

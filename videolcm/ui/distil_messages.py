@@ -25,7 +25,7 @@ def status(job, steps):
     if not steps:
         return plain(f"{job.state}: {WAITING.get(job.state, 'nothing was trained')}.", notices=[job.message] if job.message else ())
     last = steps[-1]
-    left = (last["iterations"] - last["iteration"]) * seconds_each(steps)
+    left = seconds_left(job, steps)
     loss = "not a number" if last["loss"] is None else f"{last['loss']:.4f}"
     text = (
         f"{job.state}: iteration {last['iteration']} of {last['iterations']} · loss {loss} · learning rate {last['lr']:.1e} · "
@@ -40,6 +40,13 @@ def status(job, steps):
 
 
 WAITING = {"QUEUED": "waiting for its turn", "RUNNING": "reading the teacher and the clips; the first time clips are rendered, which takes minutes"}
+
+
+def seconds_left(job, steps):
+    """Until the iterations are done, or the minutes are over if that comes first."""
+    last = steps[-1]
+    by_iterations = (last["iterations"] - last["iteration"]) * seconds_each(steps)
+    return by_iterations if job.minutes is None else max(0.0, min(by_iterations, job.minutes * 60 - last.get("spent", 0.0)))
 
 
 def seconds_each(steps):
