@@ -1,6 +1,7 @@
 """The distilling tab: its handlers as functions, who may use it, what it says, the API behind it, and one fine-tune in a real browser."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import gradio as gr
@@ -144,6 +145,12 @@ def test_the_time_left_is_iterations_times_their_seconds():
     job = Job("d" * 32, Path("nowhere"), "RUNNING", "", 0.0, ())
     assert "about 60 s left" in say.status(job, [{**STEP, "iteration": 10, "iterations": 40}])
     assert "about 5 min left" in say.status(job, [{**STEP, "iteration": 10, "iterations": 130, "seconds": s} for s in (1.0, 4.0)])
+
+
+def test_a_process_that_hangs_is_noticed():
+    running, silent = (Job("d" * 32, Path("nowhere"), "RUNNING", "", 0.0, (), seconds) for seconds in (2.0, 45.0))
+    assert "has not shown itself for 45 s" in say.status(silent, [STEP]) and "shown itself" not in say.status(running, [STEP])
+    assert "shown itself" not in say.status(replace(silent, state="DONE"), [STEP])
 
 
 def test_the_time_left_ends_with_the_minutes():

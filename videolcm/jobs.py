@@ -26,7 +26,7 @@ from .errors import AppError
 from .students import JOB_ID, job_folders, jobs_folder
 
 STATES = ("QUEUED", "RUNNING", "PAUSED", "DONE", "FAILED", "CANCELLED")
-GOING = ("QUEUED", "RUNNING")
+GOING, STANDING = ("QUEUED", "RUNNING"), ("PAUSED", "FAILED")
 CONDITIONS = ("text", "depth", "sketch", "masked")
 OPTIMISERS = ("adamw", "muon")
 START_SECONDS = 60  # until a child that was started must have shown itself
@@ -113,10 +113,6 @@ class Job:
     created: float
     arguments: tuple[str, ...]
     seconds: float = math.inf
-
-    @property
-    def can_resume(self):
-        return self.state in ("PAUSED", "FAILED")
 
     @property
     def minutes(self):
@@ -216,13 +212,13 @@ class Jobs:
 
     def resume(self, id):
         """Go on from the newest checkpoint, bit for bit. AppError E_JOB_STATE unless it stands."""
-        job = self.expect(id, "resume", ("PAUSED", "FAILED"))
+        job = self.expect(id, "resume", STANDING)
         (job.folder / "wish").unlink(missing_ok=True)
         self.spawn(job.folder, job.arguments)
 
     def cancel(self, id):
         """Stop for good; the last checkpoint stays and becomes a student. AppError E_JOB_STATE if it has ended."""
-        job = self.expect(id, "cancel", (*GOING, "PAUSED", "FAILED"))
+        job = self.expect(id, "cancel", GOING + STANDING)
         if job.state not in GOING and not has_checkpoint(job.folder):
             note(job.folder, "CANCELLED")
             return

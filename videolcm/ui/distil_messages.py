@@ -5,12 +5,14 @@ In: a jobs.Job and the lines of its log. Out: strings of HTML, and rows for a pl
 
 import base64
 import html
+import math
 import time
 
 from videolcm.ui.messages import plain
 
 POINTS = 200  # of the curve
 HISTORY = 8  # previews in the strip
+SILENCE = 20  # seconds without a heartbeat, of which there is one a second
 TEACHER = "preview-teacher.mp4"  # as previews.py writes it
 NOTHING = plain("No fine-tune chosen. Start one, or choose one of the list.")
 
@@ -34,6 +36,8 @@ def status(job, steps):
     if job.state == "RUNNING":
         text += f" · about {duration(left)} left"
     notices = [job.message] if job.message else []
+    if job.state == "RUNNING" and SILENCE < job.seconds < math.inf:
+        notices.append(f"Its process has not shown itself for {duration(job.seconds)}.")
     if last["skipped"]:
         notices.append(f"Skipped {last['skipped']} iterations whose loss was not a number.")
     return plain(text, last["iteration"] / last["iterations"], notices)
