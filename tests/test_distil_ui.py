@@ -49,8 +49,10 @@ def test_a_start_by_preset_and_by_knobs():
     start = make_start(jobs, Guard(), {"toybox": "toybox"})
     assert start(preset="paper", iterations=3, seed=7.0, conditions=["text"])["state"] == "QUEUED"
     start(iterations=30.0, lr=0.001)
-    start(lora=8.0, guidance_range="0,3", two_time=True)
-    (paper, teacher), (own, _), (more, _) = jobs.told
+    start(lora=8.0, guidance_range="0,3", two_time=True, images=0.5)
+    start(preset="ten minutes", images=1)
+    (paper, teacher), (own, _), (more, _), (ten, _) = jobs.told
+    assert (paper.images, own.images, more.images, ten.images, ten.minutes) == (None, None, 0.5, 1, 10)
     assert (own.lora, own.guidance_range, own.two_time) == (None, None, False) and paper.lora is None
     assert (more.lora, more.guidance_range, more.two_time) == (8, "0,3", True)
     assert (paper.iterations, paper.guidance, paper.seed, paper.conditions, teacher) == (4000, 9.0, 7, "text", "toybox")
@@ -72,6 +74,7 @@ BAD = [
     ("E_NUMBER", {"lora": "all"}),
     ("E_NUMBER", {"guidance_range": "3,1"}),
     ("E_NUMBER", {"two_time": "yes"}),
+    ("E_NUMBER", {"images": 1.5}),
     ("E_CONDITIONS", {"conditions": []}),
     ("E_CONDITIONS", {"conditions": ["--out"]}),
 ]

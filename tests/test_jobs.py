@@ -18,7 +18,7 @@ from media import corners, make
 from videolcm import models
 from videolcm.checkpoint import load_checkpoint
 from videolcm.errors import AppError
-from videolcm.jobs import GRACE_SECONDS, PRESETS, Jobs, Knobs, Worker, conditions_of, note
+from videolcm.jobs import GRACE_SECONDS, PRESETS, Jobs, Knobs, Worker, conditions_of, note, read_lines
 from videolcm.lease import Lease
 from videolcm.pipeline import Request, Result
 from videolcm.students import students
@@ -219,6 +219,20 @@ def test_clips_can_be_prepared_beforehand(place, tmp_path, made, capsys, monkeyp
     out = capsys.readouterr()
     assert json.loads(out.out.splitlines()[-1]) == {"clips": 1} and "skipped bad.mp4" in out.err
     assert list((tmp_path / "runs/data/own").glob("*.safetensors")) and not list((tmp_path / "out").glob("step-*"))
+
+
+def test_a_damaged_checkpoint_is_told_where_the_job_is_shown(place, tmp_path):
+    from videolcm.__main__ import main
+
+    run = ["distill", "--teacher", place[1], "--data", place[2], "--batch", "2", "--device", "cpu", "--out", str(tmp_path), "--save-every", "0"]
+    assert main([*run, "--iterations", "3"]) == 0
+    newest = tmp_path / "step-00000003.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1] + b"?")
+    (tmp_path / "job.json").write_text("{}")
+    assert main([*run, "--iterations", "4", "--resume"]) == 0
+    assert [line["iteration"] for line in read_lines(tmp_path / "log.jsonl")] == [1, 2, 3, 4]
+    (told,) = read_lines(tmp_path / "journal.jsonl")
+    assert told["message"] == "The checkpoint step-00000003 is damaged; the one before is used."
 
 
 def test_a_worker_tells_people_only_in_a_jobs_folder(tmp_path):

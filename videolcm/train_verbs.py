@@ -4,12 +4,13 @@ In: parsed arguments. Out: run folders, a student folder, a dict for the last li
 distill.py's; heavy imports wait inside.
 """
 
+import logging
 import os
 import signal
 import threading
 import time
 from argparse import SUPPRESS, Namespace
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
@@ -153,7 +154,7 @@ def distil(args, worker):
     from . import models
     from .distill import finished_student, write_student
 
-    with together():
+    with together(), warnings_to(worker):
         teacher = models.load(args.teacher, role="teacher", device=device_of(args.device, os.environ), dtype=args.dtype)
         config, reached = config_of(knobs_of(args), teacher), {}
         config = replace(config, conditions=possible(config.conditions, teacher), optimiser="adamw" if args.shard else config.optimiser)
@@ -171,6 +172,19 @@ def distil(args, worker):
         if worker.wish in (None, "cancel"):
             write_student(args.out, args.teacher, *finished_student(args.out, teacher, config), config)
         return reached | {"folder": str(args.out)}
+
+
+@contextmanager
+def warnings_to(worker):
+    """What the package warns of in this block, as of a damaged checkpoint, is shown with the job too."""
+    handler = logging.Handler()
+    handler.emit = lambda record: worker.say(record.getMessage())
+    log = logging.getLogger("videolcm")
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
 
 
 def possible(conditions, teacher):

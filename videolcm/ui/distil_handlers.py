@@ -85,12 +85,13 @@ def make_start(jobs, guard, teachers):
         guidance_range=None,
         two_time=False,
         optimiser=None,
+        images=None,
     ):
         """Start a distillation: a student of the teacher is trained in a process of its own, and becomes a model of the page.
 
         Args:
             teacher: the model to distil, toybox.
-            preset: "one minute look", "ten minutes" or "paper", which then decides all but the seed and the conditions; empty for none.
+            preset: "one minute look", "ten minutes" or "paper", which then decides all but the seed, the conditions and the clips; empty for none.
             iterations: updates, a whole number from 1; the paper: about 4000.
             batch: clips an update, a whole number from 1.
             lr: learning rate from 0 to 1, null for the teacher's own; the paper: 1e-5.
@@ -108,6 +109,7 @@ def make_start(jobs, guard, teachers):
             guidance_range: two numbers from 0 to 30 with a comma, between which the student learns w as an input; empty for a fixed w, the paper's.
             two_time: whether the student learns to go from each timestep to any before it, which is sampled by tcd with gamma 0; the paper: no.
             optimiser: adamw or muon, null for the teacher's own; the paper: adamw.
+            images: share of pictures in a batch of `clips`, 0 to 1, null for a quarter, the paper's.
 
         Returns:
             The job: its id, its state and its command line.
@@ -117,7 +119,7 @@ def make_start(jobs, guard, teachers):
             guard.admit(password)
             if not isinstance(teacher, str) or teacher not in teachers:
                 raise AppError("E_MODEL", given=teacher, known=", ".join(teachers))
-            own = {"seed": whole(seed), "conditions": ",".join(conditions) if isinstance(conditions, (list, tuple)) else conditions}
+            own = {"seed": whole(seed), "images": images, "conditions": ",".join(conditions) if isinstance(conditions, (list, tuple)) else conditions}
             knobs = dict(iterations=whole(iterations), batch=whole(batch), lr=lr, guidance=guidance, ema=ema, huber=huber, minutes=minutes)
             knobs |= dict(lora=whole(lora), two_time=two_time)
             knobs |= dict(skip=skip or None, guidance_range=guidance_range or None, optimiser=optimiser or None)
