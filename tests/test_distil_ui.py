@@ -1,6 +1,8 @@
 """The distilling tab: its handlers as functions, who may use it, what it says, the API behind it, and one fine-tune in a real browser."""
 
+import itertools
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -184,6 +186,16 @@ def test_compare_now_needs_a_student(tmp_path, monkeypatch):
     assert tabs["selected"] == "compare" and roles["value"] == ["student", "student-01234567"] and roles["value"][1] in roles["choices"]
     assert (steps, with_reference, prompt) == ([1, 2, 4], True, "a blue cube")
     assert make_compare_now(jobs, Guard())(job, "")[-1] == PROMPT
+
+
+@pytest.mark.parametrize("count", [2, 9, 10, 15, 16, 300])
+def test_the_strip_shows_the_student_from_the_beginning(count, tmp_path):
+    job = Job("d" * 32, tmp_path, "RUNNING", "", 0.0, ())
+    steps = [{**STEP, "iteration": i, "figures": {"previews": {"1": "a.mp4", "4": "b.mp4"}}} for i in range(1, count + 1)]
+    shown = [int(at) for at in re.findall(r">at (\d+)", say.previews(job, steps))]
+    assert shown[0] == 1 and shown[-1] == count - 1 and shown == sorted(set(shown)) and len(shown) == min(count - 1, say.HISTORY)
+    apart = [b - a for a, b in itertools.pairwise(shown)]
+    assert not apart or max(apart) - min(apart) <= 1
 
 
 def test_the_curve_is_thinned():

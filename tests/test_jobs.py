@@ -21,7 +21,7 @@ from videolcm.errors import AppError
 from videolcm.jobs import GRACE_SECONDS, PRESETS, Jobs, Knobs, Worker, conditions_of, note, read_lines
 from videolcm.lease import Lease
 from videolcm.pipeline import Request, Result
-from videolcm.students import students
+from videolcm.students import job_folders, students
 from videolcm.ui import Engine
 from videolcm.ui.engine import Waiting
 
@@ -156,6 +156,17 @@ def test_a_child_that_fails_says_why(jobs, place, tmp_path):
 def test_what_is_no_job(jobs, id):
     for act in (jobs.get, jobs.pause, jobs.resume, jobs.cancel, jobs.delete):
         refused("E_JOB", act, id)
+
+
+def test_a_job_that_is_being_deleted_hides_no_other(tmp_path, monkeypatch):
+    for name in "01":
+        (tmp_path / (name * 32)).mkdir()
+        (tmp_path / (name * 32) / "job.json").write_text('{"created": 1, "arguments": []}')
+        note(tmp_path / (name * 32), "DONE")
+    listed = job_folders(tmp_path)
+    (tmp_path / ("0" * 32) / "job.json").unlink()  # after it was listed
+    monkeypatch.setattr("videolcm.jobs.job_folders", lambda folder: listed)
+    assert [job.id for job in Jobs(tmp_path).list()] == ["1" * 32]
 
 
 def test_a_journal_with_half_a_line(tmp_path):

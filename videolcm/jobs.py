@@ -114,11 +114,6 @@ class Job:
     arguments: tuple[str, ...]
     seconds: float = math.inf
 
-    @property
-    def minutes(self):
-        """How long it may run, as it was started; None for no limit."""
-        return float(self.arguments[self.arguments.index("--minutes") + 1]) if "--minutes" in self.arguments else None
-
     def steps(self):
         """The lines of log.jsonl as dicts: a training.TrainStep each, whose loss is None where it was not a number."""
         return read_lines(self.folder / "log.jsonl")
@@ -133,7 +128,11 @@ class Jobs:
 
     def list(self):
         """All jobs, the newest first."""
-        return sorted((self.read(path) for path in job_folders(self.folder).values()), key=lambda job: -job.created)
+        found = []
+        for path in job_folders(self.folder).values():
+            with suppress(FileNotFoundError):  # it is being deleted
+                found.append(self.read(path))
+        return sorted(found, key=lambda job: -job.created)
 
     def get(self, id):
         """The job called so. AppError E_JOB."""

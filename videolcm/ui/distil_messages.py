@@ -48,9 +48,10 @@ WAITING = {"QUEUED": "waiting for its turn", "RUNNING": "reading the teacher and
 
 def seconds_left(job, steps):
     """Until the iterations are done, or the minutes are over if that comes first."""
-    last = steps[-1]
+    last, asked = steps[-1], job.arguments
+    minutes = float(asked[asked.index("--minutes") + 1]) if "--minutes" in asked else math.inf
     by_iterations = (last["iterations"] - last["iteration"]) * seconds_each(steps)
-    return by_iterations if job.minutes is None else max(0.0, min(by_iterations, job.minutes * 60 - last.get("spent", 0.0)))
+    return max(0.0, min(by_iterations, minutes * 60 - last.get("spent", 0.0)))
 
 
 def seconds_each(steps):
@@ -79,10 +80,16 @@ def previews(job, steps):
     iteration, names = made[-1]
     cells = [video(job.folder / name, f"{count} step{'s' if count != '1' else ''}") for count, name in names.items()]
     cells.append(video(job.folder / TEACHER, "teacher, 50 steps"))
-    past = made[:-1][:: max(1, len(made) // HISTORY)][-HISTORY:]
-    strip = [video(job.folder / names["4"], f"at {at}") for at, names in past]
+    strip = [video(job.folder / names["4"], f"at {at}") for at, names in spread(made[:-1], HISTORY)]
     older = f'<div class="strip small">{"".join(strip)}</div>' if strip else ""
     return f'<p>After {iteration} iterations</p><div class="strip">{"".join(cells)}</div>{older}'
+
+
+def spread(values, most):
+    """At most so many of `values`, evenly from the first to the last."""
+    if len(values) <= most:
+        return values
+    return [values[round(i * (len(values) - 1) / (most - 1))] for i in range(most)]
 
 
 def video(path, caption):

@@ -179,7 +179,7 @@ class LentJobs(Jobs):
 
 
 def on_the_processor(worker, command):
-    """`distill` in a process of its own, which knows no GPU and no page; what it says goes where a job's output goes. AppError E_JOB_PART."""
+    """`distill` in a process of its own, which knows no GPU and no page; what it says goes where a job's output goes. AppError E_JOB_PART, Told."""
     root = Path(__file__).resolve().parents[2]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))}
     whole = [sys.executable, "-m", "videolcm", "distill", *command, "--device", "cpu"]
@@ -187,5 +187,13 @@ def on_the_processor(worker, command):
     with suppress(OSError), open(worker.folder / "output.txt", "a", encoding="utf-8") as output:
         output.write(done.stderr)
     if done.returncode and not worker.wish:
-        raise AppError("E_JOB_PART", detail=(done.stderr.splitlines() or ["it ended without a word"])[-1])
+        last = (done.stderr.splitlines() or ["it ended without a word"])[-1]
+        raise Told(last) if last.startswith("[E_") else AppError("E_JOB_PART", detail=last)
     return {}
+
+
+class Told(AppError):
+    """An AppError of another process, in its own words."""
+
+    def __init__(self, line):
+        ValueError.__init__(self, line)
