@@ -65,7 +65,7 @@ def test_app_py_as_a_space_with_a_shared_gpu_starts_it(tmp_path):
         port = probe.getsockname()[1]
     command = [sys.executable, str(ROOT / "tests" / "space_script.py"), str(port), str(tiny.teacher_folder(tmp_path / "tiny"))]
     command.append(str(make(tmp_path / "clip.mp4", corners(16))))
-    done = subprocess.run(command, env=environ, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, env=environ, cwd=tmp_path, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     seen = json.loads(done.stdout.splitlines()[-1])
     assert seen["devices"] == [["cuda", "cuda:0"]] * 2 and seen["decorated"] == 4  # two functions and their wrappers
@@ -81,10 +81,6 @@ def test_app_py_as_a_space_with_a_shared_gpu_starts_it(tmp_path):
     assert seen["distilled"] == ["DONE", [1, 2, 3], 3], seen["said"]  # three parts of one iteration, for each a GPU
     assert seen["checkpoint"] == 3 and "read 0001: a red ball" in seen["said"]
     assert seen["student"] == 1 and not any(name.startswith("student-") for name in seen["loaded here"])
-    assert seen["no gpu"] == [
-        "FAILED",
-        "[E_JOB_PART] A part of the fine-tune failed: No GPU was available. Resume it: what was learned before is kept.",
-    ]
 
 
 def test_elsewhere_nothing_is_lent():
@@ -190,11 +186,15 @@ def test_cancelling_a_fine_tune_that_stands_needs_no_gpu(tmp_path, processor):
     jobs.delete(id)
 
 
-def test_what_fails_on_the_processor_is_told(tmp_path):
-    worker = Worker(tmp_path)
-    with pytest.raises(AppError, match="E_JOB_PART.*E_DATA") as error:
-        on_the_processor(worker, ["--data", str(tmp_path / "none"), "--prepare"])
-    assert len(str(error.value)) < 200 and "E_DATA" in (tmp_path / "output.txt").read_text()
+def test_what_fails_on_the_processor_is_told(tmp_path, monkeypatch):
+    with pytest.raises(AppError, match=r"^\[E_NUMBER\] iterations must be a whole number from 1, not 0. Choose a value in that range.$") as error:
+        on_the_processor(Worker(tmp_path), ["--iterations", "0", "--prepare"])
+    assert (tmp_path / "output.txt").read_text() == f"{error.value}\n"
+    monkeypatch.setattr(sys, "executable", "false")
+    with pytest.raises(AppError, match="E_JOB_PART"):
+        on_the_processor(Worker(tmp_path), [])
+    (tmp_path / "wish").write_text("cancel")
+    assert on_the_processor(Worker(tmp_path), []) == {}
 
 
 ONE, TWO, LAST = Cell("student", "lcm", 1), Cell("student", "lcm", 2), Cell("teacher", "ddim", 9)
