@@ -92,12 +92,13 @@ def serve(args, folder, jobs):
     from videolcm.lease import Lease
     from videolcm.ui import Engine, build_ui, launch
     from videolcm.ui.distil_handlers import guard_of
-    from videolcm.ui.space import lend_gpu, on_zero_gpu
+    from videolcm.ui.space import LentJobs, lend_gpu, on_zero_gpu
 
-    engine = Engine(lease=Lease(jobs.folder))
+    engine, guard = Engine(lease=Lease(jobs.folder)), guard_of(os.environ, public=args.share or args.host not in LOCAL)
     if on_zero_gpu(os.environ):
+        engine.lease = None  # each has a GPU of its own; who waits for one must not keep others from theirs
         lend_gpu(engine)
-    guard = guard_of(os.environ, public=args.share or args.host not in LOCAL)
+        jobs = jobs if guard.off else LentJobs(jobs.folder)
     page = build_ui(engine, folder, (jobs, guard, {"toybox": "toybox", **dict(args.teacher)}), History())
     options = {"server_name": args.host, "server_port": args.port, "share": args.share, "auth": args.auth, "mcp_server": args.mcp}
     try:

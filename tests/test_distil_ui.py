@@ -1,6 +1,9 @@
 """The distilling tab: its handlers as functions, who may use it, what it says, the API behind it, and one fine-tune in a real browser."""
 
+import itertools
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import gradio as gr
@@ -48,8 +51,10 @@ def test_a_start_by_preset_and_by_knobs():
     start = make_start(jobs, Guard(), {"toybox": "toybox"})
     assert start(preset="paper", iterations=3, seed=7.0, conditions=["text"])["state"] == "QUEUED"
     start(iterations=30.0, lr=0.001)
-    start(lora=8.0, guidance_range="0,3", two_time=True)
-    (paper, teacher), (own, _), (more, _) = jobs.told
+    start(lora=8.0, guidance_range="0,3", two_time=True, images=0.5)
+    start(preset="ten minutes", images=1)
+    (paper, teacher), (own, _), (more, _), (ten, _) = jobs.told
+    assert (paper.images, own.images, more.images, ten.images, ten.minutes) == (None, None, 0.5, 1, 10)
     assert (own.lora, own.guidance_range, own.two_time) == (None, None, False) and paper.lora is None
     assert (more.lora, more.guidance_range, more.two_time) == (8, "0,3", True)
     assert (paper.iterations, paper.guidance, paper.seed, paper.conditions, teacher) == (4000, 9.0, 7, "text", "toybox")
@@ -71,6 +76,7 @@ BAD = [
     ("E_NUMBER", {"lora": "all"}),
     ("E_NUMBER", {"guidance_range": "3,1"}),
     ("E_NUMBER", {"two_time": "yes"}),
+    ("E_NUMBER", {"images": 1.5}),
     ("E_CONDITIONS", {"conditions": []}),
     ("E_CONDITIONS", {"conditions": ["--out"]}),
 ]
@@ -146,6 +152,19 @@ def test_the_time_left_is_iterations_times_their_seconds():
     assert "about 5 min left" in say.status(job, [{**STEP, "iteration": 10, "iterations": 130, "seconds": s} for s in (1.0, 4.0)])
 
 
+def test_a_process_that_hangs_is_noticed():
+    running, silent = (Job("d" * 32, Path("nowhere"), "RUNNING", "", 0.0, (), seconds) for seconds in (2.0, 45.0))
+    assert "has not shown itself for 45 s" in say.status(silent, [STEP]) and "shown itself" not in say.status(running, [STEP])
+    assert "shown itself" not in say.status(replace(silent, state="DONE"), [STEP])
+
+
+def test_the_time_left_ends_with_the_minutes():
+    steps = [{**STEP, "iteration": 10, "iterations": 1000, "spent": 540.0}]
+    assert "about 33 min left" in say.status(Job("d" * 32, Path("nowhere"), "RUNNING", "", 0.0, ()), steps)
+    assert "about 60 s left" in say.status(Job("d" * 32, Path("nowhere"), "RUNNING", "", 0.0, ("--minutes", "10", "--clips", "3")), steps)
+    assert "about 0 s left" in say.status(Job("d" * 32, Path("nowhere"), "RUNNING", "", 0.0, ("--minutes", "8.5")), steps)
+
+
 def test_a_job_whose_process_died_without_a_word(tmp_path):
     job_folder(tmp_path / ("b" * 32))
     assert "E_JOB_LOST" in make_refresh(Jobs(tmp_path), Guard())(None, {})[1]
@@ -167,6 +186,16 @@ def test_compare_now_needs_a_student(tmp_path, monkeypatch):
     assert tabs["selected"] == "compare" and roles["value"] == ["student", "student-01234567"] and roles["value"][1] in roles["choices"]
     assert (steps, with_reference, prompt) == ([1, 2, 4], True, "a blue cube")
     assert make_compare_now(jobs, Guard())(job, "")[-1] == PROMPT
+
+
+@pytest.mark.parametrize("count", [2, 9, 10, 15, 16, 300])
+def test_the_strip_shows_the_student_from_the_beginning(count, tmp_path):
+    job = Job("d" * 32, tmp_path, "RUNNING", "", 0.0, ())
+    steps = [{**STEP, "iteration": i, "figures": {"previews": {"1": "a.mp4", "4": "b.mp4"}}} for i in range(1, count + 1)]
+    shown = [int(at) for at in re.findall(r">at (\d+)", say.previews(job, steps))]
+    assert shown[0] == 1 and shown[-1] == count - 1 and shown == sorted(set(shown)) and len(shown) == min(count - 1, say.HISTORY)
+    apart = [b - a for a, b in itertools.pairwise(shown)]
+    assert not apart or max(apart) - min(apart) <= 1
 
 
 def test_the_curve_is_thinned():

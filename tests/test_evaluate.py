@@ -2,16 +2,18 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from tiny import toybox
+from tiny import data_folder, teacher_folder, toybox
 
+from videolcm import __main__ as command_line
 from videolcm import evaluate
 from videolcm.data import TRAIN_SEEDS
 from videolcm.errors import AppError
-from videolcm.evaluate import clips, held_out, made_clips, plot_of, read_prompts, seen, summary, table
+from videolcm.evaluate import clips, gain, gains_table, held_out, made_clips, plot_of, read_prompts, seen, summary, table
 from videolcm.judge import Judge
 from videolcm.pipeline import Request, generate
 from videolcm.world import plot, sample
@@ -111,12 +113,27 @@ def test_equal_features_have_no_distance_and_a_shift_has_its_square():
     assert summary(other, one, one)["frechet"] == pytest.approx(25)
 
 
-def test_all_rows_are_made_and_share_the_teachers_motion(monkeypatch):
-    rows = [{"prompt": text, "seed": i, "said": plot(i).said} for i, text in enumerate(PROMPTS)]
+@pytest.fixture
+def invented(monkeypatch):
+    """Clips that are numbers: a fifth of the number of steps for the teacher, all of it for students; each says what it is and moves so much."""
+
+    def invented_clips(model, prompts, seeds, steps, sampler, guidance=0.0, gamma=None):
+        asked.append((model.info.role, steps, sampler, gamma))
+        return [steps / (5 if model.info.role == "teacher" else 1)] * len(prompts)
+
+    asked = []
     monkeypatch.setattr(evaluate, "rendered_clips", lambda rows: iter([2] * len(rows)))
-    monkeypatch.setattr(evaluate, "clips", lambda model, prompts, seeds, steps, sampler, guidance=0.0: [steps] * len(prompts))
+    monkeypatch.setattr(evaluate, "clips", invented_clips)
     monkeypatch.setattr(evaluate, "seen", lambda frames, said: kept(frames / 100, float(frames)))
-    found = {name: figures for name, figures in evaluate.evaluate(toybox(), toybox("teacher"), rows, (1, 4), (50, 8)) if figures}
+    return asked
+
+
+ROWS = [{"prompt": text, "seed": i, "said": plot(i).said} for i, text in enumerate(PROMPTS)]
+
+
+def test_all_rows_are_made_and_share_the_teachers_motion(invented):
+    events = evaluate.evaluate({"student": toybox()}, toybox("teacher"), ROWS, (1, 4), (50, 8))
+    found = {name: figures for name, figures in events if figures}
     assert [*found] == [
         "rendered clips",
         "teacher, DDIM 50",
@@ -126,8 +143,51 @@ def test_all_rows_are_made_and_share_the_teachers_motion(monkeypatch):
         "student, LCM 1",
         "student, LCM 4",
     ]
-    assert found["student, LCM 4"]["mean"] == pytest.approx(0.04) and found["student, LCM 4"]["motion_ratio"] == pytest.approx(4 / 50)
+    assert found["student, LCM 4"]["mean"] == pytest.approx(0.04) and found["student, LCM 4"]["motion_ratio"] == pytest.approx(4 / 10)
     assert found["teacher, DDIM 50"]["motion_ratio"] == 1 and found["teacher, DDIM 8"]["lost"] == 3
+    assert [name for name, row in found.items() if "gain" in row] == ["student, LCM 1", "student, LCM 4"]
+    assert found["student, LCM 4"]["gain"] == pytest.approx(0.04 - 0.008) and found["student, LCM 1"]["gain"] == pytest.approx(0.008)
+
+
+def test_several_students_each_by_its_own_sampler_or_all_by_one(invented):
+    students = {"runs/plain": toybox(), "runs/two": toybox()}
+    students["runs/two"].info = replace(students["runs/two"].info, two_time=True)
+    found = {name: figures for name, figures in evaluate.evaluate(students, toybox("teacher"), ROWS, (1, 2), ()) if figures}
+    assert [*found][3:] == ["runs/plain, LCM 1", "runs/plain, LCM 2", "runs/two, TCD 1", "runs/two, TCD 2"]
+    assert {row[2:] for row in invented if row[0] == "student"} == {("lcm", None), ("tcd", 0.0)}
+    lines = gains_table(found).splitlines()
+    assert lines[0] == "| text match (gain) | 1 step | 2 steps |" and lines[2] == "| teacher undistilled, LCM | 0.002 | 0.004 |"
+    assert lines[3] == "| runs/plain, LCM | 0.010 (+0.008 ± 0.000) | 0.020 (+0.016 ± 0.000) |" and lines[4].startswith("| runs/two, TCD | 0.010 (")
+    invented.clear()
+    list(evaluate.evaluate(students, toybox("teacher"), ROWS, (1,), (), "tcd", gamma=0.5))
+    assert {row[2:] for row in invented if row[0] == "student"} == {("tcd", 0.5)}
+
+
+def test_what_was_gained_is_a_difference_clip_by_clip():
+    """What prompts differ in is common to before and after: it is no part of the gain's error."""
+    rng = np.random.default_rng(1)
+    before, more = rng.beta(2, 2, 150), rng.normal(0.1, 0.01, 150)
+    found = gain([kept(a + b) for a, b in zip(before, more, strict=True)], [kept(mean) for mean in before])
+    assert found["gain"] == pytest.approx(more.mean())
+    assert found["gain_error"] == pytest.approx(more.std() / math.sqrt(150), rel=0.1) and found["gain_error"] < before.std() / math.sqrt(150) / 5
+
+
+def test_the_command_tells_students_of_run_folders_in_one_table(invented, tmp_path, monkeypatch, capsys):
+    """From two runs on disk to the table: a plain student and one that is told w and where to go."""
+    base, data = str(teacher_folder(tmp_path / "base")), str(data_folder(tmp_path / "data"))
+    plain, told = (str(tmp_path / name) for name in ("plain", "told"))
+    few = ["distill", "--teacher", base, "--data", data, "--iterations", "1", "--batch", "2", "--device", "cpu"]
+    assert command_line.main([*few, "--out", plain]) == 0
+    assert command_line.main([*few, "--out", told, "--two-time", "--guidance-range", "0,3"]) == 0
+    capsys.readouterr()
+    asked = ["evaluate", "--model", base, "--student", f"{plain},{told}", "--count", "3", "--steps", "1,2", "--teacher-steps", ""]
+    assert command_line.main(asked) == 0
+    out = capsys.readouterr()
+    rows = json.loads(out.out.splitlines()[-1])["rows"]
+    assert [*rows][-4:] == [f"{plain}, LCM 1", f"{plain}, LCM 2", f"{told}, TCD 1", f"{told}, TCD 2"]
+    assert "| text match (gain) | 1 step | 2 steps |" in out.err and rows[f"{told}, TCD 2"]["gain"] == pytest.approx(0.016)
+    assert command_line.main(["evaluate", "--model", base, "--student", f"{plain},{tmp_path / 'none'}"]) == 2
+    assert capsys.readouterr().err.startswith("[E_MODEL]")
 
 
 def test_a_table_has_a_line_for_each_row_and_a_column_for_each_attribute():

@@ -58,7 +58,7 @@ def test_every_row_is_made_of_the_rendered_clips(exact, monkeypatch):
 
     monkeypatch.setattr(evaluate_guided, "generate", fake_generate)
     rows = [{"prompt": plot(seed).caption, "seed": seed, "said": plot(seed).said} for seed in (3, 4)]
-    events = list(evaluate_guided.evaluate_guided(FakeModel(), FakeModel("teacher"), rows, "sketch", (1, 2), (50,)))
+    events = list(evaluate_guided.evaluate_guided({"student": FakeModel()}, FakeModel("teacher"), rows, "sketch", (1, 2), (50,)))
     found = {name: figures for name, figures in events if figures}
     assert found == dict.fromkeys(("rendered clips", "teacher, DDIM 50", "student, LCM 1", "student, LCM 2"), {"edge F1": 1.0})
     clip = (16, 256, 256, 3)

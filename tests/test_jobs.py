@@ -7,19 +7,21 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import tiny
 from conftest import FakeModel, wait_for
+from media import corners, make
 
 from videolcm import models
 from videolcm.checkpoint import load_checkpoint
 from videolcm.errors import AppError
-from videolcm.jobs import GRACE_SECONDS, PRESETS, Jobs, Knobs, conditions_of, note
+from videolcm.jobs import GRACE_SECONDS, PRESETS, Jobs, Knobs, Worker, conditions_of, note, read_lines
 from videolcm.lease import Lease
 from videolcm.pipeline import Request, Result
-from videolcm.students import students
+from videolcm.students import job_folders, students
 from videolcm.ui import Engine
 from videolcm.ui.engine import Waiting
 
@@ -36,6 +38,12 @@ def place(tmp_path_factory):
         patch.setenv("VIDEOLCM_JOBS", str(folder / "jobs"))
         patch.setenv("OMP_NUM_THREADS", "1")
         yield folder / "jobs", str(tiny.teacher_folder(folder / "tiny")), str(tiny.data_folder(folder / "data"))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The bytes of a small clip."""
+    return make(tmp_path_factory.mktemp("clip") / "clip.mp4", corners(16)).read_bytes()
 
 
 @pytest.fixture
@@ -116,7 +124,7 @@ def test_pause_death_of_the_page_resume_and_cancel_keep_every_loss(jobs, place):
     assert ended(jobs, id).state == "PAUSED" and not (job.folder / "manifest.json").exists()
     run_on()
     os.kill(jobs.children[id].pid, signal.SIGKILL)
-    assert ended(jobs, id).state == "FAILED" and "E_JOB_LOST" in jobs.get(id).message and jobs.get(id).can_resume
+    assert ended(jobs, id).state == "FAILED" and "E_JOB_LOST" in jobs.get(id).message
     jobs.cancel(id)  # a process that only makes the student of the last checkpoint
     assert ended(jobs, id).state == "CANCELLED"
     step, *_ = load_checkpoint(job.folder)
@@ -148,6 +156,17 @@ def test_a_child_that_fails_says_why(jobs, place, tmp_path):
 def test_what_is_no_job(jobs, id):
     for act in (jobs.get, jobs.pause, jobs.resume, jobs.cancel, jobs.delete):
         refused("E_JOB", act, id)
+
+
+def test_a_job_that_is_being_deleted_hides_no_other(tmp_path, monkeypatch):
+    for name in "01":
+        (tmp_path / (name * 32)).mkdir()
+        (tmp_path / (name * 32) / "job.json").write_text('{"created": 1, "arguments": []}')
+        note(tmp_path / (name * 32), "DONE")
+    listed = job_folders(tmp_path)
+    (tmp_path / ("0" * 32) / "job.json").unlink()  # after it was listed
+    monkeypatch.setattr("videolcm.jobs.job_folders", lambda folder: listed)
+    assert [job.id for job in Jobs(tmp_path).list()] == ["1" * 32]
 
 
 def test_a_journal_with_half_a_line(tmp_path):
@@ -184,6 +203,55 @@ def test_every_knob_is_an_argument():
     config = config_of(knobs, tiny.toybox("teacher"))
     assert (config.lora, config.w_range, config.two_time, config.accumulate, config.inputs) == (4, (0.5, 3.0), True, 2, ("w", "s"))
     assert (config.lr, config.optimiser, config.skips, config.guidance) == (5e-4, "muon", (100,), 1.0)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_on_the_command_line_gives_way_to_what_is_said_beside_it(preset):
+    from videolcm.train_verbs import distill_namespace, knobs_of
+
+    of_preset = Knobs(**{"preview_every": None, **PRESETS[preset]})
+    assert knobs_of(distill_namespace(["--preset", preset])) == of_preset
+    assert knobs_of(distill_namespace(["--iterations", "1000", "--preset", preset, "--two-time"])) == replace(
+        of_preset, iterations=1000, two_time=True
+    )
+    assert knobs_of(distill_namespace([])) == Knobs(preview_every=None)
+    refused("E_PRESET", distill_namespace, ["--preset", "an hour"])
+
+
+def test_clips_can_be_prepared_beforehand(place, tmp_path, made, capsys, monkeypatch):
+    from videolcm.__main__ import main
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "a red ball.mp4").write_bytes(made)
+    (tmp_path / "mine" / "bad.mp4").write_bytes(b"none")
+    own = ["distill", "--teacher", place[1], "--data", "mine", "--conditions", "text", "--device", "cpu", "--out", "out"]
+    assert main([*own, "--prepare"]) == 0
+    out = capsys.readouterr()
+    assert json.loads(out.out.splitlines()[-1]) == {"clips": 1} and "skipped bad.mp4" in out.err
+    assert list((tmp_path / "runs/data/own").glob("*.safetensors")) and not list((tmp_path / "out").glob("step-*"))
+
+
+def test_a_damaged_checkpoint_is_told_where_the_job_is_shown(place, tmp_path):
+    from videolcm.__main__ import main
+
+    run = ["distill", "--teacher", place[1], "--data", place[2], "--batch", "2", "--device", "cpu", "--out", str(tmp_path), "--save-every", "0"]
+    assert main([*run, "--iterations", "3"]) == 0
+    newest = tmp_path / "step-00000003.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1] + b"?")
+    (tmp_path / "job.json").write_text("{}")
+    assert main([*run, "--iterations", "4", "--resume"]) == 0
+    assert [line["iteration"] for line in read_lines(tmp_path / "log.jsonl")] == [1, 2, 3, 4]
+    (told,) = read_lines(tmp_path / "journal.jsonl")
+    assert told["message"] == "The checkpoint step-00000003 is damaged; the one before is used."
+
+
+def test_a_worker_tells_people_only_in_a_jobs_folder(tmp_path):
+    Worker(tmp_path).say("Skipped 1 of 2 files.")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "job.json").write_text("{}")
+    Worker(tmp_path).say("Skipped 1 of 2 files.")
+    assert json.loads((tmp_path / "journal.jsonl").read_text())["message"] == "Skipped 1 of 2 files."
 
 
 def test_the_paper_is_the_papers():

@@ -100,8 +100,15 @@ def test_closing_saves(tmp_path):
 
 
 def test_minutes_end_a_run_with_a_checkpoint(tmp_path):
-    steps = list(train(stage(), tmp_path, minutes=1e-9))
-    assert len(steps) == 1 and load_checkpoint(tmp_path)[0] == 1
+    for minutes in (1e-9, 0):
+        steps = list(train(stage(), tmp_path / str(minutes), minutes=minutes))
+        assert len(steps) == 1 and load_checkpoint(tmp_path / str(minutes))[0] == 1
+
+
+def test_every_step_says_how_long_the_run_has_gone_on(tmp_path):
+    steps = list(train(stage(), tmp_path))
+    assert steps[-1].spent + 0.1 >= sum(step.seconds for step in steps) and steps == sorted(steps, key=lambda step: step.spent)
+    assert json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])["spent"] == steps[-1].spent
 
 
 def test_resuming_nothing_is_refused(tmp_path):

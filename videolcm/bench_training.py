@@ -8,14 +8,14 @@ import resource
 import statistics
 import time
 
+import numpy as np
 import torch
 
 from .bench import matmul_peak, operations
+from .data import conditions
 from .distill import DistillConfig, distill_stage, toybox_clips
-from .models.base import Conditions
-from .training import Run
+from .training import Run, generator
 
-PROMPT = "a red ball rolls to the left over snow"
 GPUS, ITERATIONS = 4, 4000  # Sec. 4.1
 BATCH = 16  # of a GPU, for clips of 16 frames, in the official code's configuration
 A100 = 312e12  # floating point operations a second in bfloat16, by its data sheet
@@ -24,11 +24,13 @@ FORWARDS = 6  # of the student in a step: three, and one forward and backward, w
 
 def training_step(teacher, folder, report, batch=16, rounds=9):
     """Medians over interleaved rounds: seconds of a step and of its parts, which are three forwards (the teacher with and without text, the target)
-    and one forward and backward of the student; their ratio; and the peak memory of this process so far."""
-    stage = distill_stage(teacher, toybox_clips(folder, teacher, report, least=1), DistillConfig(batch=batch, guidance=1.0))
-    run = Run(stage, stage.make())
-    x_t, t = torch.randn(batch, *teacher.latent_shape(16, 256, 256), device=teacher.device), torch.full((batch,), 499, device=teacher.device)
-    cond = Conditions(teacher.encode_text([PROMPT] * batch))
+    and one forward and backward of the student, all on a batch as the step draws it; their ratio; and the peak memory so far, of the GPU or of
+    this process. The step is the teacher's own, with its optimiser."""
+    config, clips = DistillConfig(batch=batch, **{"guidance": teacher.info.guidance, **teacher.distilling}), toybox_clips(folder, teacher, report, 1)
+    stage, g = distill_stage(teacher, clips, config), generator(0, 0)
+    run, chosen = Run(stage, stage.make()), clips.draw(batch, g)
+    cond = conditions(clips, chosen, teacher.encode_text, g, np.random.default_rng(0)).map(lambda value: value.to(teacher.device))
+    x_t, t = clips.arrays["latents"][chosen].float().to(teacher.device), torch.full((batch,), 499, device=teacher.device)
 
     def forward():
         with torch.no_grad():
@@ -57,9 +59,16 @@ def training_step(teacher, folder, report, batch=16, rounds=9):
         "step_over_parts": round(median["step"] / whole, 3),
         "samples_per_second": round(batch / median["step"], 2),
         "share_of_peak": round(share, 3),
-        "peak_mebibytes": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "peak_mebibytes": peak_mebibytes(teacher.device),
         "estimate_of_the_paper": paper_estimate(share),
     }
+
+
+def peak_mebibytes(device):
+    """The most memory so far that tensors took on a GPU, or that this process took."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**20)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
 def paper_estimate(share):

@@ -158,7 +158,7 @@ def write_student(out, base, net, iteration, config):
 
 def student_info(info, config):
     """What is known of a student of the teacher with this ModelInfo."""
-    return replace(info, role="student").taking(config.w_range)
+    return replace(info, role="student", two_time=config.two_time).taking(config.w_range)
 
 
 def student_iteration(out):

@@ -133,6 +133,7 @@ CATALOGUE = {  # code: (what is wrong, what to do)
     "E_JOB": ("There is no fine-tune called {given}.", "Choose one of the list."),
     "E_JOB_STATE": ("A fine-tune that is {state} cannot be told to {given}.", "Look at the list: it may have ended meanwhile."),
     "E_JOB_LOST": ("The process ended without a word.", "Resume it: it goes on from its last checkpoint."),
+    "E_JOB_PART": ("A part of the fine-tune failed: {detail}.", "Resume it: what was learned before is kept."),
     "E_JOB_FOLDER": ("The folder {given} belongs to a fine-tune that is running.", "Wait for its end, or name another with --out."),
     "E_OPTIMISER": ("There is no optimiser called {given}.", "Choose of: {known}."),
     "E_PRESET": ("There is no preset called {given}.", "Choose one of: {known}."),

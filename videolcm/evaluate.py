@@ -1,8 +1,8 @@
 """How well a model does what prompts say, over a file of prompts: a row of figures for each number of steps.
 
-In: a student, its teacher, prompts with their seeds. Out: rows with the judge's text match per attribute and its bootstrap error, the motion
-beside the teacher's, and a Frechet distance from rendered clips; a table and a plot of them. All rows share
-prompts and noise. It knows nothing about pages.
+In: students, their teacher, prompts with their seeds. Out: rows with the judge's text match per attribute and its bootstrap error, the motion
+beside the teacher's, and a Frechet distance from rendered clips; tables and a plot of them. All rows share prompts and noise, so what
+distilling gained is a difference clip by clip. It knows nothing about pages.
 """
 
 import json
@@ -79,37 +79,79 @@ def summary(found, rendered, reference):
     features from those of rendered clips, "motion_ratio": mean motion over the reference's, "lost": clips with under 60 % of the reference's}.
     """
     matches = [row["match"] for row in found]
-    means = np.array([row["mean"] for row in matches])
-    draws = np.random.default_rng(0).integers(0, len(means), (1000, len(means)))
+    mean, error = mean_and_error([row["mean"] for row in matches])
     shares = {name: float(np.mean([row[name] for row in matches if name in row])) for name in ATTRIBUTES if any(name in row for row in matches)}
     ratios = [motion_ratio(row["motion"], goal["motion"]) for row, goal in zip(found, reference, strict=True)]
     return {
         **shares,
-        "mean": float(means.mean()),
-        "error": float(means[draws].mean(1).std()),
+        "mean": mean,
+        "error": error,
         "frechet": frechet_distance(*(np.stack([row["features"] for row in rows]) for rows in (found, rendered))) if len(found) > 1 else None,
         "motion_ratio": float(np.mean([row["motion"] for row in found]) / np.mean([row["motion"] for row in reference])),
         "lost": sum(ratio is not None and ratio < LOST for ratio in ratios),
     }
 
 
-def evaluate(student, teacher, rows, steps=(1, 2, 4, 8), teacher_steps=(50,), sampler="lcm", **knobs):
-    """Yields (line, None) of progress and (name, figures) of each finished row: rendered, teacher, the undistilled teacher, student.
+BEFORE = "teacher undistilled, LCM"  # what a student is before it has learned anything
 
-    The first of `teacher_steps` is the reference of motion; without it the rendered clips are. `sampler` and its `knobs` are the student's.
+
+def evaluate(students, teacher, rows, steps=(1, 2, 4, 8), teacher_steps=(50,), sampler=None, **knobs):
+    """Yields (line, None) of progress and (name, figures) of each finished row: rendered, teacher, the undistilled teacher, students.
+
+    The first of `teacher_steps` is the reference of motion; without it the rendered clips are. `students` are {name: VideoModel}, each sampled by
+    its own `way` unless there is a `sampler` with its `knobs`; their rows say too what they gained on the undistilled teacher, as `gain`.
     """
     w, kept = teacher.info.guidance, {}
     plan = [("rendered clips", rendered_clips(rows))]
     plan += [(f"teacher, DDIM {n}", made_clips(teacher, rows, n, "ddim", w)) for n in teacher_steps]
-    plan += [(f"teacher undistilled, LCM {n}", made_clips(teacher, rows, n, "lcm", w)) for n in steps]
-    plan += [(f"student, {sampler.upper()} {n}", made_clips(student, rows, n, sampler, **knobs)) for n in steps]
+    plan += [(f"{BEFORE} {n}", made_clips(teacher, rows, n, "lcm", w)) for n in steps]
+    for name, student in students.items():
+        how, own = (sampler, knobs) if sampler else way(student.info)
+        plan += [(f"{name}, {how.upper()} {n}", made_clips(student, rows, n, how, **own)) for n in steps]
     for name, made in plan:
         kept[name] = []
         for frames, row in zip(made, rows, strict=True):
             kept[name].append(seen(frames, row["said"]))
             yield f"{name}: {len(kept[name])}/{len(rows)}", None
         rendered = kept[plan[0][0]]
-        yield name, summary(kept[name], rendered, kept.get(plan[1][0], rendered) if teacher_steps else rendered)
+        figures = summary(kept[name], rendered, kept.get(plan[1][0], rendered) if teacher_steps else rendered)
+        yield name, figures | (gain(kept[name], kept[before_of(name)]) if name.startswith(tuple(f"{one}, " for one in students)) else {})
+
+
+def way(info):
+    """(sampler, its knobs) that a student is made for: one with a two-time map is told where each step goes, and wants no fresh noise."""
+    return ("tcd", {"gamma": 0.0}) if info.two_time else ("lcm", {})
+
+
+def before_of(name):
+    """The undistilled teacher's row with as many steps as this row."""
+    return f"{BEFORE} {name.rpartition(' ')[2]}"
+
+
+def gain(found, before):
+    """{"gain": how much more of what the prompts say is seen than before, "gain_error": its standard error by 1000 bootstrap draws}, clip by clip."""
+    more, error = mean_and_error([one["match"]["mean"] - other["match"]["mean"] for one, other in zip(found, before, strict=True)])
+    return {"gain": more, "gain_error": error}
+
+
+def mean_and_error(values):
+    """The mean, and its standard error by 1000 bootstrap draws."""
+    values = np.array(values)
+    draws = np.random.default_rng(0).integers(0, len(values), (1000, len(values)))
+    return float(values.mean()), float(values[draws].mean(1).std())
+
+
+def gains_table(rows):
+    """{name: figures} of `evaluate` as a markdown table of before and after: text match by steps, of each student with what it gained."""
+    found = {}
+    for name, row in rows.items():
+        who, _, steps = name.rpartition(" ")
+        if who == BEFORE or "gain" in row:
+            more = f" ({row['gain']:+.3f} ± {row['gain_error']:.3f})" if "gain" in row else ""
+            found.setdefault(who, {})[steps] = f"{row['mean']:.3f}{more}"
+    counts = list(found[BEFORE])
+    lines = ["| text match (gain) | " + " | ".join(f"{n} step{'s' * (n != '1')}" for n in counts) + " |", "|---" * (len(counts) + 1) + "|"]
+    return "\n".join(lines + [f"| {who} | " + " | ".join(cells[n] for n in counts) + " |" for who, cells in found.items()])
 
 
 def table(rows):

@@ -1,6 +1,6 @@
 """How well a model follows what it is given: depth, lines, or the surroundings of a hole, over rendered clips whose truth is known.
 
-In: a student, its teacher, held-out prompts with their seeds, a task. Out: a row of figures for each number of steps, beside the rendered
+In: students, their teacher, held-out prompts with their seeds, a task. Out: a row of figures for each number of steps, beside the rendered
 clips themselves, whose row says how much of a figure is the extractor's. It knows nothing about pages.
 """
 
@@ -18,12 +18,12 @@ from .world import sample
 HOLE_GROW, HOLE_FEATHER = 12, 6  # pixels
 
 
-def evaluate_guided(student, teacher, rows, task, steps=(1, 2, 4), teacher_steps=(50,)):
-    """Yields (line, None) of progress and (name, figures) of each finished row: rendered clips, teacher, student."""
+def evaluate_guided(students, teacher, rows, task, steps=(1, 2, 4), teacher_steps=(50,)):
+    """Yields (line, None) of progress and (name, figures) of each finished row: rendered clips, teacher, students ({name: VideoModel})."""
     truths = [sample(row["seed"]).render() for row in rows]
     plan = [("rendered clips", lambda row, truth: truth.frames)]
     plan += [(f"teacher, DDIM {n}", maker(teacher, task, n, "ddim")) for n in teacher_steps]
-    plan += [(f"student, LCM {n}", maker(student, task, n, "lcm")) for n in steps]
+    plan += [(f"{name}, LCM {n}", maker(student, task, n, "lcm")) for name, student in students.items() for n in steps]
     for name, make in plan:
         found = []
         for row, truth in zip(rows, truths, strict=True):

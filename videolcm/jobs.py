@@ -26,14 +26,20 @@ from .errors import AppError
 from .students import JOB_ID, job_folders, jobs_folder
 
 STATES = ("QUEUED", "RUNNING", "PAUSED", "DONE", "FAILED", "CANCELLED")
-GOING = ("QUEUED", "RUNNING")
+GOING, STANDING = ("QUEUED", "RUNNING"), ("PAUSED", "FAILED")
 CONDITIONS = ("text", "depth", "sketch", "masked")
 OPTIMISERS = ("adamw", "muon")
 START_SECONDS = 60  # until a child that was started must have shown itself
 GRACE_SECONDS = 3.5  # for a checkpoint, once the parent is gone
-PRESETS = {  # what they change of Knobs' defaults
-    "one minute look": {"iterations": 60, "batch": 8, "minutes": 1, "clips": 50, "preview_every": 20},
-    "ten minutes": {"iterations": 400, "batch": 16, "minutes": 10, "clips": 200},
+PRESETS = {  # what they change of Knobs' defaults; in minutes two cores do so many iterations, and the rate comes to its end
+    "one minute look": {
+        "iterations": 36,
+        "batch": 8,
+        "minutes": 1,
+        "clips": 50,
+        "preview_every": 20,
+    },  # as many as two cores do: the rate falls in time
+    "ten minutes": {"iterations": 180, "batch": 16, "minutes": 10, "clips": 200},
     "paper": {"iterations": 4000, "lr": 1e-5, "ema": 0.95, "guidance": 9.0, "skip": "20", "huber": 1e-3, "optimiser": "adamw"},
 }
 
@@ -108,13 +114,8 @@ class Job:
     arguments: tuple[str, ...]
     seconds: float = math.inf
 
-    @property
-    def can_resume(self):
-        return self.state in ("PAUSED", "FAILED")
-
     def steps(self):
-        """The lines of log.jsonl as dicts: iteration, loss (None where it was not a number), lr, samples_per_second, figures, skipped,
-        seconds."""
+        """The lines of log.jsonl as dicts: a training.TrainStep each, whose loss is None where it was not a number."""
         return read_lines(self.folder / "log.jsonl")
 
 
@@ -127,7 +128,11 @@ class Jobs:
 
     def list(self):
         """All jobs, the newest first."""
-        return sorted((self.read(path) for path in job_folders(self.folder).values()), key=lambda job: -job.created)
+        found = []
+        for path in job_folders(self.folder).values():
+            with suppress(FileNotFoundError):  # it is being deleted
+                found.append(self.read(path))
+        return sorted(found, key=lambda job: -job.created)
 
     def get(self, id):
         """The job called so. AppError E_JOB."""
@@ -206,13 +211,13 @@ class Jobs:
 
     def resume(self, id):
         """Go on from the newest checkpoint, bit for bit. AppError E_JOB_STATE unless it stands."""
-        job = self.expect(id, "resume", ("PAUSED", "FAILED"))
+        job = self.expect(id, "resume", STANDING)
         (job.folder / "wish").unlink(missing_ok=True)
         self.spawn(job.folder, job.arguments)
 
     def cancel(self, id):
         """Stop for good; the last checkpoint stays and becomes a student. AppError E_JOB_STATE if it has ended."""
-        job = self.expect(id, "cancel", (*GOING, "PAUSED", "FAILED"))
+        job = self.expect(id, "cancel", GOING + STANDING)
         if job.state not in GOING and not has_checkpoint(job.folder):
             note(job.folder, "CANCELLED")
             return
@@ -247,6 +252,13 @@ class Jobs:
             self.children[folder.name] = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=output, stderr=output, env=env, start_new_session=True
             )
+
+
+def preset_of(name):
+    """What a preset decides. AppError E_PRESET."""
+    if not isinstance(name, str) or name not in PRESETS:
+        raise AppError("E_PRESET", given=name, known=", ".join(PRESETS))
+    return PRESETS[name]
 
 
 def has_checkpoint(folder):
@@ -297,7 +309,7 @@ class Worker:
     """The job in `folder`, for the process that does it."""
 
     def __init__(self, folder):
-        self.folder, self.orphaned = Path(folder), False
+        self.folder, self.orphaned, self.ended = Path(folder), False, False
 
     @property
     def wish(self):
@@ -313,13 +325,18 @@ class Worker:
         if self.wish:
             raise Stopped
 
-    def watch(self):
-        """Two threads: one shows that the process lives, one waits for the end of the parent."""
-        for task in (self.beat, self.await_parent):
+    def say(self, sentence):
+        """What people should know of the job, shown with it; nothing where the folder is no job's."""
+        if (self.folder / "job.json").exists():
+            note(self.folder, "RUNNING", sentence)
+
+    def watch(self, child):
+        """Threads: one shows that the work goes on, in a child process one waits for the end of the parent."""
+        for task in (self.beat, self.await_parent) if child else (self.beat,):
             threading.Thread(target=task, daemon=True).start()
 
     def beat(self):
-        while True:
+        while not self.ended:
             with suppress(OSError):
                 (self.folder / "heartbeat").touch()
             time.sleep(1)
@@ -354,10 +371,10 @@ class Worker:
 ENDS = {None: "DONE", "pause": "PAUSED", "cancel": "CANCELLED", "orphan": "PAUSED"}
 
 
-def work(folder, run):
+def work(folder, run, child=True):
     """`run(worker)` as the job in `folder`, with its states in the journal; returns what it returns, {} if it was stopped before it began.
 
-    AppError E_JOB_FOLDER if another process does this job already.
+    `child`: whether this process does nothing else, and ends when its stdin closes. AppError E_JOB_FOLDER if somebody does this job already.
     """
     worker, result = Worker(folder), {}
     try:
@@ -365,7 +382,7 @@ def work(folder, run):
     except Timeout:
         raise AppError("E_JOB_FOLDER", given=worker.folder.name) from None
     with lock:
-        worker.watch()
+        worker.watch(child)
         try:
             with suppress(Stopped), worker.line():
                 note(worker.folder, "RUNNING")
@@ -375,5 +392,7 @@ def work(folder, run):
             refusal = error if isinstance(error, AppError) else AppError("E_INTERNAL")
             note(worker.folder, "PAUSED" if stopped else "FAILED", "" if stopped else str(refusal))
             raise
+        finally:
+            worker.ended = True
         note(worker.folder, ENDS[worker.wish])
     return result

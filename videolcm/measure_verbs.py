@@ -13,49 +13,64 @@ from .errors import AppError
 
 def evaluate_arguments(parser):
     parser.add_argument("--model", default="toybox", metavar="REF", help="the student and its teacher (default: toybox)")
+    parser.add_argument(
+        "--student", metavar="LIST", help="folders or names of students that were distilled of it, with commas (default: its own), in one table"
+    )
     parser.add_argument("--prompts", metavar="FILE", help="JSON lines with prompt, seed and said (default: the held-out ones)")
     parser.add_argument("--count", type=number, default=100, metavar="N", help="how many of them (default: 100)")
     parser.add_argument("--task", default="text", metavar="TASK", help="text, or depth, sketch, inpaint: how well rendered clips are followed")
     parser.add_argument("--steps", default="1,2,4,8", metavar="LIST", help="the student's steps (default: 1,2,4,8)")
     parser.add_argument("--teacher-steps", default="50", metavar="LIST", help="the teacher's DDIM steps (default: 50)")
     parser.add_argument("--guidance", type=number, metavar="W", help="the teacher's w (default: its own)")
-    parser.add_argument("--sampler", default="lcm", metavar="NAME", help="of the student, for text: lcm or tcd (default: lcm)")
-    parser.add_argument("--gamma", type=number, metavar="G", help="randomness of tcd, 0 to 1 (default: 0.3); 0 suits a two-time map")
+    parser.add_argument("--sampler", metavar="NAME", help="of the students, for text: lcm or tcd (default: lcm; tcd, gamma 0 for a two-time map)")
+    parser.add_argument("--gamma", type=number, metavar="G", help="randomness of --sampler tcd, 0 to 1 (default: 0.3)")
     parser.add_argument("--student-guidance", type=number, metavar="W", help="w of a student that takes it as an input (default: its own)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="also write a plot of text match against steps, an SVG")
 
 
 def run_evaluate(args):
-    """The table on stderr; returns its rows."""
+    """The tables on stderr; returns their rows."""
     from dataclasses import replace
 
     from . import models
-    from .evaluate import evaluate, plot_of, read_prompts, table
+    from .evaluate import evaluate, gains_table, plot_of, read_prompts, table
 
     rows, count = read_prompts(args.prompts), args.count
-    student, teacher = models.load(args.model), models.load(args.model, role="teacher")
+    students, teacher = students_of(args), models.load(args.model, role="teacher")
     if args.guidance is not None:
         teacher.info = replace(teacher.info, guidance=float(args.guidance))
-    student.info = told_w(student.info, args.student_guidance)
     plan, found = (steps_of(args.steps, 8), steps_of(args.teacher_steps, 100)), {}
     if args.task == "text":
-        events = evaluate(student, teacher, rows[:count], *plan, **sampler_of(args.sampler, args.gamma))
+        events = evaluate(students, teacher, rows[:count], *plan, **sampler_of(args.sampler, args.gamma))
     else:
         from .evaluate_guided import FIGURES, evaluate_guided
         from .evaluate_guided import guided_table as table
         from .pipeline import one_of
 
         one_of(args.task, FIGURES, "E_TASK")
-        events = evaluate_guided(student, teacher, rows[:count], args.task, *plan)
+        events = evaluate_guided(students, teacher, rows[:count], args.task, *plan)
     for name, figures in events:
         if figures is None:
             report(name)
         else:
             found[name] = figures
     report(table(found))
+    if args.task == "text" and plan[0]:
+        report(gains_table(found))
     if args.plot and args.task == "text":
         write_text(args.plot, plot_of(found))
     return {"task": args.task, "prompts": len(rows[:count]), "rows": found}
+
+
+def students_of(args):
+    """{name: VideoModel} of the students that the arguments name. AppError as `models.load`, E_W_RANGE."""
+    from . import models
+
+    refs = {"student": args.model} if args.student is None else {ref: ref for ref in args.student.split(",")}
+    students = {name: models.load(ref) for name, ref in refs.items()}
+    for student in students.values():
+        student.info = told_w(student.info, args.student_guidance)
+    return students
 
 
 def told_w(info, w):
@@ -71,11 +86,13 @@ def told_w(info, w):
 
 
 def sampler_of(name, gamma):
-    """{"sampler": name, "gamma": gamma if there is one}. AppError E_SAMPLER, E_GAMMA."""
+    """{"sampler": name, "gamma": gamma if there is one}; {} for None, each student's own. AppError E_SAMPLER, E_GAMMA."""
     from .pipeline import one_of, within
 
-    one_of(name, ("lcm", "tcd"), "E_SAMPLER")
     gamma = within(gamma, 0, 1, "E_GAMMA")
+    if name is None:
+        return {}
+    one_of(name, ("lcm", "tcd"), "E_SAMPLER")
     return {"sampler": name} | ({"gamma": gamma} if name == "tcd" and gamma is not None else {})
 
 
@@ -107,7 +124,7 @@ def run_bench(args):
         report("Text match is left out: no judge is shipped yet.")
     elif args.count:
         rows = read_prompts(count=args.count)
-        found = {name: row for name, row in evaluate(student, teacher, rows, (4,), (50,)) if row or report(name)}
+        found = {name: row for name, row in evaluate({"student": student}, teacher, rows, (4,), (50,)) if row or report(name)}
         report(table(found))
         figures["text_match"] = {name: round(row["mean"], 3) for name, row in found.items()}
     return written(args.json, figures)

@@ -17,12 +17,12 @@ def orthogonal(matrices, dtype=torch.bfloat16):
     """(N, rows, columns) -> the nearest (semi-)orthogonal matrices, roughly, by five Newton-Schulz steps in `dtype`."""
     x = matrices.to(dtype)
     tall = x.shape[1] > x.shape[2]
-    x = x.transpose(1, 2) if tall else x
+    x = x.transpose(1, 2).contiguous() if tall else x
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     a, b, c = COEFFICIENTS
     for _ in range(NS_STEPS):
         gram = x @ x.transpose(1, 2)
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)  # a x + (b gram + c gram gram) x
     return (x.transpose(1, 2) if tall else x).float()
 
 

@@ -4,15 +4,20 @@ In: parsed arguments. Out: run folders, a student folder, a dict for the last li
 distill.py's; heavy imports wait inside.
 """
 
+import logging
 import os
 import signal
+import threading
 import time
-from dataclasses import fields, replace
+from argparse import SUPPRESS, Namespace
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, fields, replace
+from functools import partial
 from pathlib import Path
 
-from .arguments import between, number, positive, range_of, report, skips_of
+from .arguments import Parser, between, number, positive, range_of, report, skips_of
 from .errors import AppError
-from .jobs import CONDITIONS, Knobs, Worker, conditions_of, note, work
+from .jobs import CONDITIONS, PRESETS, Knobs, Stopped, Worker, conditions_of, preset_of, work
 from .processes import after_the_first, device_of, rank, share_of, together, world
 
 STAGES = ("data", "codec", "latents", "text", "backdrop", "teacher", "judge", "depth", "decoder", "ship")
@@ -56,6 +61,7 @@ def run_pretrain(args):
 
 
 def distill_arguments(parser):
+    knob = partial(parser.add_argument, default=SUPPRESS)  # what nobody gives, `settled` knows
     parser.add_argument("--teacher", default="toybox", metavar="REF", help="the model to distil (default: toybox)")
     parser.add_argument(
         "--data",
@@ -64,37 +70,39 @@ def distill_arguments(parser):
         help="toybox: rendered clips, made first where missing; or a folder of your own: videos and pictures with NAME.txt beside them, "
         ".tar shards (WebDataset), or cached latents",
     )
-    parser.add_argument("--images", type=number, metavar="RATIO", help="share of a batch of own clips that pictures have, 0 to 1 (default: 0.25)")
-    parser.add_argument("--iterations", type=number, default=1000, metavar="N", help="updates (default: 1000; the paper: about 4000)")
-    parser.add_argument("--batch", type=number, default=16, metavar="N", help="clips of a process at once (default: 16)")
-    parser.add_argument("--accumulate", type=number, default=1, metavar="N", help="batches that a process gives an update (default: 1)")
-    parser.add_argument("--lr", type=number, metavar="RATE", help="learning rate (default: the teacher's own: toybox 5e-4, others the paper's 1e-5)")
-    parser.add_argument("--optimiser", metavar="NAME", help="adamw or muon (default: the teacher's own: toybox muon, others adamw)")
-    parser.add_argument("--ema", type=number, default=0.95, metavar="RATE", help="of the target network (default: 0.95, the paper's)")
-    parser.add_argument("--guidance", type=number, metavar="W", help="w of Eq. 5 (default: the teacher's own; the paper: 9)")
-    parser.add_argument(
+    knob("--images", type=number, metavar="RATIO", help="share of a batch of own clips that pictures have, 0 to 1 (default: 0.25)")
+    parser.add_argument("--preset", metavar="NAME", help=f"{', '.join(PRESETS)}: what it changes of the defaults below, unless you do")
+    knob("--iterations", type=number, metavar="N", help="updates (default: 1000; the paper: about 4000)")
+    knob("--batch", type=number, metavar="N", help="clips of a process at once (default: 16)")
+    knob("--accumulate", type=number, metavar="N", help="batches that a process gives an update (default: 1)")
+    knob("--lr", type=number, metavar="RATE", help="learning rate (default: the teacher's own: toybox 5e-4, others the paper's 1e-5)")
+    knob("--optimiser", metavar="NAME", help="adamw or muon (default: the teacher's own: toybox muon, others adamw)")
+    knob("--ema", type=number, metavar="RATE", help="of the target network (default: 0.95, the paper's)")
+    knob("--guidance", type=number, metavar="W", help="w of Eq. 5 (default: the teacher's own; the paper: 9)")
+    knob(
         "--skip",
         metavar="K",
         help="train timesteps a solver step spans; a list like 100,20 for phases (default: the teacher's own: toybox 100, others the official 20)",
     )
-    parser.add_argument(
+    knob(
         "--huber",
         type=number,
         metavar="C",
         help="threshold of the pseudo-Huber loss (default: the teacher's own: toybox 0.03, others 1e-3)",
     )
-    parser.add_argument("--lora", type=number, metavar="RANK", help="train adapters of this rank in place of the weights (default: the weights)")
-    parser.add_argument("--guidance-range", metavar="LOW,HIGH", help="w as an input of the student, learned between these")
-    parser.add_argument("--two-time", action="store_true", help="learn to go from each timestep to any before it; sample it with tcd and gamma 0")
-    parser.add_argument("--seed", type=number, default=0, metavar="N", help="of batches and noise (default: 0)")
+    knob("--lora", type=number, metavar="RANK", help="train adapters of this rank in place of the weights (default: the weights)")
+    knob("--guidance-range", metavar="LOW,HIGH", help="w as an input of the student, learned between these")
+    knob("--two-time", action="store_true", help="learn to go from each timestep to any before it; sample it with tcd and gamma 0")
+    knob("--seed", type=number, metavar="N", help="of batches and noise (default: 0)")
     parser.add_argument("--out", type=Path, default=Path("runs/student"), metavar="DIR", help="student folder (default: runs/student)")
-    parser.add_argument("--conditions", default="text,depth,sketch,masked", metavar="LIST", help="what the student learns to follow (default: all)")
-    parser.add_argument("--clips", type=number, default=600, metavar="N", help="clips of toybox to have at least (default: 600)")
-    parser.add_argument("--preview-every", type=number, metavar="SECONDS", help="write clips of 1, 2 and 4 steps into the folder so often")
+    knob("--conditions", metavar="LIST", help="what the student learns to follow (default: all)")
+    knob("--clips", type=number, metavar="N", help="clips of toybox to have at least (default: 600)")
+    knob("--preview-every", type=number, metavar="SECONDS", help="write clips of 1, 2 and 4 steps into the folder so often")
     parser.add_argument("--save-every", type=number, default=240, metavar="SECONDS", help="between two checkpoints (default: 240)")
+    parser.add_argument("--prepare", action="store_true", help="only render, read and encode the clips that it would be trained on")
     parser.add_argument("--job", action="store_true", help="as the page starts it: heed wishes in the folder, stop when stdin closes")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint, bit for bit")
-    parser.add_argument("--minutes", type=number, metavar="M", help="stop with a checkpoint after so long")
+    knob("--minutes", type=number, metavar="M", help="stop with a checkpoint after so long")
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: the best there is)")
     parser.add_argument("--dtype", metavar="NAME", help="float32, bfloat16, float16 (default: what suits the device)")
     parser.add_argument("--threads", type=number, metavar="N", help="processor threads (default: all)")
@@ -104,6 +112,7 @@ def distill_arguments(parser):
 
 def run_distill(args):
     """Distil; returns iterations, loss and speed, None in all processes but the first. The folder can be loaded as a model."""
+    args = settled(args)
     knobs_of(args)
     several = share_of(os.environ).world > 1
     for wrong, detail in (
@@ -114,12 +123,29 @@ def run_distill(args):
     ):
         if wrong:
             raise AppError("E_ARGUMENTS", detail=detail)
-    return work(args.out, lambda worker: distil(args, worker)) if args.job else distil(args, Worker(args.out))
+    if args.job:
+        return work(args.out, lambda worker: distil(args, worker))
+    with suppress(Stopped):
+        return distil(args, Worker(args.out))
+    return {}
+
+
+def settled(args):
+    """The arguments with every knob: as it was given, else as the preset has it, else as Knobs do, but without previews."""
+    preset = {} if args.preset is None else preset_of(args.preset)
+    return Namespace(**{**asdict(Knobs(preview_every=None)), **preset, **vars(args)})
 
 
 def knobs_of(args):
     """The arguments as Knobs, which check themselves."""
-    return Knobs(**{field.name: getattr(args, field.name) for field in fields(Knobs)})
+    return Knobs(**{field.name: getattr(settled(args), field.name) for field in fields(Knobs)})
+
+
+def distill_namespace(arguments):
+    """What `distill` would make of these words of a command line. AppError."""
+    parser = Parser()
+    distill_arguments(parser)
+    return settled(parser.parse_args(arguments))
 
 
 def distil(args, worker):
@@ -128,7 +154,7 @@ def distil(args, worker):
     from . import models
     from .distill import finished_student, write_student
 
-    with together():
+    with together(), warnings_to(worker):
         teacher = models.load(args.teacher, role="teacher", device=device_of(args.device, os.environ), dtype=args.dtype)
         config, reached = config_of(knobs_of(args), teacher), {}
         config = replace(config, conditions=possible(config.conditions, teacher), optimiser="adamw" if args.shard else config.optimiser)
@@ -136,6 +162,9 @@ def distil(args, worker):
             from .own_clips import followed
 
             config = replace(config, conditions=followed(config.conditions, tell))
+        if args.prepare:
+            made = after_the_first(lambda: clips_of(args, teacher, worker, config.conditions))
+            return None if rank() else {"clips": len(made)}
         if not worker.wish:
             reached = train_student(args, teacher, config, worker)
         if rank():
@@ -143,6 +172,19 @@ def distil(args, worker):
         if worker.wish in (None, "cancel"):
             write_student(args.out, args.teacher, *finished_student(args.out, teacher, config), config)
         return reached | {"folder": str(args.out)}
+
+
+@contextmanager
+def warnings_to(worker):
+    """What the package warns of in this block, as of a damaged checkpoint, is shown with the job too."""
+    handler = logging.Handler()
+    handler.emit = lambda record: worker.say(record.getMessage())
+    log = logging.getLogger("videolcm")
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
 
 
 def possible(conditions, teacher):
@@ -230,7 +272,7 @@ def clips_of(args, teacher, worker, conditions):
 
     if args.data == "toybox":
         return toybox_clips(CACHE, teacher, heeding, args.clips, latents_of(teacher))
-    return clips_of_own(args, teacher, heeding, conditions) if is_own(args.data) else cached_clips(args.data, teacher)
+    return clips_of_own(args, teacher, worker, heeding, conditions) if is_own(args.data) else cached_clips(args.data, teacher)
 
 
 def latents_of(teacher):
@@ -241,7 +283,7 @@ def latents_of(teacher):
     return CACHE if isinstance(teacher, Toybox) else CACHE / f"latents-{encoder_of(teacher)[:16]}"
 
 
-def clips_of_own(args, teacher, heeding, conditions):
+def clips_of_own(args, teacher, worker, heeding, conditions):
     """The clips in the folder --data; when a run goes on those that it began with. What could not be used is shown with the job."""
     from .own_clips import begun_with, own_clips
 
@@ -250,8 +292,8 @@ def clips_of_own(args, teacher, heeding, conditions):
     told = [f"Left out, for no extractor of it is here: {', '.join(without)}."] if without else []
     if clips.skipped:
         told += [f"Skipped {len(clips.skipped)} of {len(clips.skipped) + len(clips)} files.", *clips.skipped[:SHOWN]]
-    if args.job and told:
-        note(args.out, "RUNNING", " ".join(told))
+    if told:
+        worker.say(" ".join(told))
     return begun_with(clips, args.out, args.resume) if rank() == 0 or args.resume else clips
 
 
@@ -265,7 +307,8 @@ def train_and_report(stage, out, args, worker=None, **options):
 
     minutes, signals = None if args.minutes is None else between(args.minutes, "minutes", 0, 1e6), []
     heard = stop if world() == 1 else lambda number_of, _: signals.append(number_of)  # several processes end after the same iteration
-    before = {number_of: signal.signal(number_of, heard) for number_of in (signal.SIGINT, signal.SIGTERM)}  # the background ignores Ctrl-C else
+    ours = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    before = {number_of: signal.signal(number_of, heard) for number_of in ours}  # the background ignores Ctrl-C else
     short, wished = False, lambda: bool(signals or worker and worker.wish)
     try:
         first, last, began = trained(train(stage, out, resume=args.resume, minutes=minutes, stop=wished, **options))

@@ -39,6 +39,7 @@ class TrainStep:
     figures: dict | None = None
     skipped: int = 0
     seconds: float = 0.0  # of the iteration
+    spent: float = 0.0  # seconds since the run began or went on
 
 
 @dataclass
@@ -125,11 +126,12 @@ def train(stage, out, seed=0, resume=False, minutes=None, turn=nullcontext, save
             if agreed(stage.is_due(run.iteration, since(validated)))[0]:
                 figures, validated = stage.validate(run.averaged(), out, run.iteration) if first else None, time.monotonic()
             rate, speed = stage.rate(run.iteration - 1), stage.samples / seconds
-            step = TrainStep(run.iteration, stage.iterations, loss, rate, speed, figures, run.skipped, round(seconds, 4))
+            times = round(seconds, 4), round(since(began), 1)
+            step = TrainStep(run.iteration, stage.iterations, loss, rate, speed, figures, run.skipped, *times)
             if first:
                 append_line(out / "log.jsonl", step)
             yield step
-            saving, ending = agreed(since(saved) > save_seconds, bool(minutes and since(began) > minutes * 60) or stop())
+            saving, ending = agreed(since(saved) > save_seconds, minutes is not None and since(began) > minutes * 60 or stop())
             if saving:
                 kept = run.iteration  # a save that fails is not tried again
                 run.save(out)

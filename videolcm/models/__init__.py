@@ -141,6 +141,7 @@ def load_toybox(name, folder, manifest, places, role, device, dtype):
         fps=manifest["fps"],
         sha256=sha256_of(folder / "manifest.json"),
         words=frozenset(manifest["files"]["text"]["config"]["words"]),
+        two_time="s" in manifest["files"][role]["config"].get("inputs", ()),
     ).taking(manifest["files"][role].get("w_range"))
     return Toybox(info, parts["codec"], parts["text"], parts[role], device, dtype)
 

@@ -70,9 +70,9 @@ def build_knobs(guard, teachers):
     )
     seed = gr.Number(default.seed, label="Training seed")
     password = gr.Textbox("", label="Password for distilling", type="password", visible=bool(guard.password))
-    clips, captions = build_clips()
+    clips, captions, images = build_clips()
     knobs = [teacher, preset, iterations, batch, lr, guidance, ema, skip, huber, seed, minutes, conditions, password, clips, captions]
-    knobs += [lora, w_range, two_time, optimiser]
+    knobs += [lora, w_range, two_time, optimiser, images]
     for component in knobs:
         component.preprocess = lambda value: value  # the handler checks every value, and says what is wrong
     clips.preprocess = paths_of
@@ -80,13 +80,14 @@ def build_knobs(guard, teachers):
 
 
 def build_clips():
-    """Own clips in place of rendered ones: where they are dropped, and a caption a line."""
+    """Own clips in place of rendered ones: where they are dropped, a caption a line, and how often pictures are taken."""
     with gr.Accordion("Clips of your own, in place of rendered ones", open=False):
         clips = gr.File(label="Videos and pictures", file_count="multiple", file_types=["video", "image"], height=140, elem_id="own-clips")
         captions = gr.Textbox("", label="Captions", info="One a line, in the order of the clips", lines=3, max_lines=12)
+        images = gr.Number(None, label="Share of pictures", info="Paper: 0.25, a GPU of four; empty: the same")
     asked = gr.State([])  # the clips that the lines belong to
     clips.change(suggested, [clips, captions, asked], [captions, asked], **QUIET)
-    return clips, captions
+    return clips, captions, images
 
 
 def build_progress():

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import gradio as gr
 
 from videolcm.errors import AppError
-from videolcm.jobs import PRESETS, Knobs
+from videolcm.jobs import Knobs, preset_of
 from videolcm.own_files import captioned, suggest
 from videolcm.students import name_of, students
 from videolcm.ui import distil_messages as say
@@ -42,13 +42,12 @@ class Guard:
 def guard_of(environ, public):
     """The Guard of a page with these environment variables; `public` if it is seen beyond this machine."""
     password = environ.get("VIDEOLCM_DISTIL_PASSWORD")
-    if on_zero_gpu(environ):
-        return Guard("the GPU of this Space is lent for seconds at a time")
-    if "SPACE_ID" in environ and environ.get("VIDEOLCM_DISTIL") != "1":
-        return Guard("a Space is shared, and training would take it for hours")
-    if (public or "SPACE_ID" in environ) and not password:
+    space = on_zero_gpu(environ) or "SPACE_ID" in environ
+    if space and environ.get("VIDEOLCM_DISTIL") != "1":
+        return Guard("its GPU is lent for seconds at a time" if on_zero_gpu(environ) else "a Space is shared, and training would take it for hours")
+    if (public or space) and not password:
         return Guard("a page for others needs VIDEOLCM_DISTIL_PASSWORD")
-    return Guard(None, password if public or "SPACE_ID" in environ else None)
+    return Guard(None, password if public or space else None)
 
 
 def refusing(run):
@@ -86,12 +85,13 @@ def make_start(jobs, guard, teachers):
         guidance_range=None,
         two_time=False,
         optimiser=None,
+        images=None,
     ):
         """Start a distillation: a student of the teacher is trained in a process of its own, and becomes a model of the page.
 
         Args:
             teacher: the model to distil, toybox.
-            preset: "one minute look", "ten minutes" or "paper", which then decides all but the seed and the conditions; empty for none.
+            preset: "one minute look", "ten minutes" or "paper", which then decides all but the seed, the conditions and the clips; empty for none.
             iterations: updates, a whole number from 1; the paper: about 4000.
             batch: clips an update, a whole number from 1.
             lr: learning rate from 0 to 1, null for the teacher's own; the paper: 1e-5.
@@ -109,6 +109,7 @@ def make_start(jobs, guard, teachers):
             guidance_range: two numbers from 0 to 30 with a comma, between which the student learns w as an input; empty for a fixed w, the paper's.
             two_time: whether the student learns to go from each timestep to any before it, which is sampled by tcd with gamma 0; the paper: no.
             optimiser: adamw or muon, null for the teacher's own; the paper: adamw.
+            images: share of pictures in a batch of `clips`, 0 to 1, null for a quarter, the paper's.
 
         Returns:
             The job: its id, its state and its command line.
@@ -118,7 +119,7 @@ def make_start(jobs, guard, teachers):
             guard.admit(password)
             if not isinstance(teacher, str) or teacher not in teachers:
                 raise AppError("E_MODEL", given=teacher, known=", ".join(teachers))
-            own = {"seed": whole(seed), "conditions": ",".join(conditions) if isinstance(conditions, (list, tuple)) else conditions}
+            own = {"seed": whole(seed), "images": images, "conditions": ",".join(conditions) if isinstance(conditions, (list, tuple)) else conditions}
             knobs = dict(iterations=whole(iterations), batch=whole(batch), lr=lr, guidance=guidance, ema=ema, huber=huber, minutes=minutes)
             knobs |= dict(lora=whole(lora), two_time=two_time)
             knobs |= dict(skip=skip or None, guidance_range=guidance_range or None, optimiser=optimiser or None)
@@ -143,13 +144,6 @@ def suggested(clips, captions, asked):
 def whole(value):
     """4 for 4.0, as pages send it; anything else as it is, for Knobs to refuse."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def preset_of(name):
-    """What a preset decides. AppError E_PRESET."""
-    if not isinstance(name, str) or name not in PRESETS:
-        raise AppError("E_PRESET", given=name, known=", ".join(PRESETS))
-    return PRESETS[name]
 
 
 def told(job):

@@ -5,12 +5,14 @@ In: a jobs.Job and the lines of its log. Out: strings of HTML, and rows for a pl
 
 import base64
 import html
+import math
 import time
 
 from videolcm.ui.messages import plain
 
 POINTS = 200  # of the curve
 HISTORY = 8  # previews in the strip
+SILENCE = 20  # seconds without a heartbeat, of which there is one a second
 TEACHER = "preview-teacher.mp4"  # as previews.py writes it
 NOTHING = plain("No fine-tune chosen. Start one, or choose one of the list.")
 
@@ -25,7 +27,7 @@ def status(job, steps):
     if not steps:
         return plain(f"{job.state}: {WAITING.get(job.state, 'nothing was trained')}.", notices=[job.message] if job.message else ())
     last = steps[-1]
-    left = (last["iterations"] - last["iteration"]) * seconds_each(steps)
+    left = seconds_left(job, steps)
     loss = "not a number" if last["loss"] is None else f"{last['loss']:.4f}"
     text = (
         f"{job.state}: iteration {last['iteration']} of {last['iterations']} · loss {loss} · learning rate {last['lr']:.1e} · "
@@ -34,12 +36,22 @@ def status(job, steps):
     if job.state == "RUNNING":
         text += f" · about {duration(left)} left"
     notices = [job.message] if job.message else []
+    if job.state == "RUNNING" and SILENCE < job.seconds < math.inf:
+        notices.append(f"Its process has not shown itself for {duration(job.seconds)}.")
     if last["skipped"]:
         notices.append(f"Skipped {last['skipped']} iterations whose loss was not a number.")
     return plain(text, last["iteration"] / last["iterations"], notices)
 
 
 WAITING = {"QUEUED": "waiting for its turn", "RUNNING": "reading the teacher and the clips; the first time clips are rendered, which takes minutes"}
+
+
+def seconds_left(job, steps):
+    """Until the iterations are done, or the minutes are over if that comes first."""
+    last, asked = steps[-1], job.arguments
+    minutes = float(asked[asked.index("--minutes") + 1]) if "--minutes" in asked else math.inf
+    by_iterations = (last["iterations"] - last["iteration"]) * seconds_each(steps)
+    return max(0.0, min(by_iterations, minutes * 60 - last.get("spent", 0.0)))
 
 
 def seconds_each(steps):
@@ -68,10 +80,16 @@ def previews(job, steps):
     iteration, names = made[-1]
     cells = [video(job.folder / name, f"{count} step{'s' if count != '1' else ''}") for count, name in names.items()]
     cells.append(video(job.folder / TEACHER, "teacher, 50 steps"))
-    past = made[:-1][:: max(1, len(made) // HISTORY)][-HISTORY:]
-    strip = [video(job.folder / names["4"], f"at {at}") for at, names in past]
+    strip = [video(job.folder / names["4"], f"at {at}") for at, names in spread(made[:-1], HISTORY)]
     older = f'<div class="strip small">{"".join(strip)}</div>' if strip else ""
     return f'<p>After {iteration} iterations</p><div class="strip">{"".join(cells)}</div>{older}'
+
+
+def spread(values, most):
+    """At most so many of `values`, evenly from the first to the last."""
+    if len(values) <= most:
+        return values
+    return [values[round(i * (len(values) - 1) / (most - 1))] for i in range(most)]
 
 
 def video(path, caption):

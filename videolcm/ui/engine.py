@@ -101,9 +101,9 @@ class Comparison:
         return compare(by_role, self.request, self.cells, self.reference, self.stopped)
 
 
-def here(job, models):
-    """The events of a Clip or a Comparison, computed in this process."""
-    return job.events(models)
+def here(job, model):
+    """The events of a Clip or a Comparison, computed in this process; `model(role, ref)` as Engine.model."""
+    return job.events({(ref, role): model(role, ref) for ref, role in job.keys})
 
 
 def stamp(ref):
@@ -125,7 +125,7 @@ def load_model(ref, role):
 class Engine:
     """Models by (ref, role), `ref` unless another is asked for, and the device: leased here by a lock, between processes by `lease`
     (a lease.Lease, or None where nobody else computes). `load(ref, role) -> VideoModel` may be replaced, as tests do, and so may
-    `compute(job, models)`, a generator of the job's events, as space.py does."""
+    `compute(job, model)`, a generator of the job's events by what `self.model` gives, as space.py does."""
 
     def __init__(self, ref="toybox", load=load_model, patience=PATIENCE, lease=None):
         self.ref, self.load, self.patience, self.lease = ref, load, patience, lease
@@ -169,7 +169,7 @@ class Engine:
         try:
             if not self.models.keys() >= set(keys):
                 yield Loading(keys[0][0])
-            with closing(self.compute(job, {(ref, role): self.model(role, ref) for ref, role in keys})) as events:
+            with closing(self.compute(job, self.model)) as events:
                 yield from events
         except AppError as error:
             if error.code in SHORT:
