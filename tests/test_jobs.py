@@ -195,13 +195,13 @@ def test_the_paper_is_the_papers():
 @pytest.mark.parametrize(
     ("code", "bad"),
     [
-        *(("E_NUMBER", {"iterations": value}) for value in (0, -1, 2.5, True, "4", None, float("nan"), 10**12)),
+        *(("E_NUMBER", {"iterations": value}) for value in (0, -1, 2.5, True, "4", None, float("nan"), 10**5000)),
         *(("E_NUMBER", {"lr": value}) for value in (-1, float("inf"), float("nan"), "x", True)),
-        *(("E_NUMBER", {"skip": value}) for value in ("", "0", "20;100", "1000", "20,")),
-        *(("E_CONDITIONS", {"conditions": value}) for value in ("", "music", "text,", "text;depth", None)),
+        *(("E_NUMBER", {"skip": value}) for value in ("", "0", "20;100", "1000", "20,", 10**5000)),
+        *(("E_CONDITIONS", {"conditions": value}) for value in ("", "music", "text,", "text;depth", None, 10**5000)),
         ("E_NUMBER", {"ema": 2}),
         *(("E_NUMBER", {"lora": value}) for value in (0, 1025, 2.5, "x", True)),
-        *(("E_NUMBER", {"guidance_range": value}) for value in ("", "3", "0,31", 4)),
+        *(("E_NUMBER", {"guidance_range": value}) for value in ("", "3", "0,31", 4, [10**5000])),
         *(("E_NUMBER", {"two_time": value}) for value in ("yes", 1, None)),
         ("E_NUMBER", {"accumulate": 0}),
         ("E_NUMBER", {"guidance": 31}),
@@ -292,11 +292,12 @@ def test_clips_while_it_trains_change_neither(jobs, place):
     assert ended(jobs, quiet).state == "DONE"
     shared = Engine(place[1], load=alone.load, lease=Lease(jobs.folder))
     busy = jobs.start(Knobs(**SHORT), place[1])
-    made = []
+    made, beside = set(), 0
     while jobs.children[busy].poll() is None:
         *_, result = shared.run(request, "student")
-        made.append(result.sha256)
-    assert made and set(made) == {expected.sha256}
+        made.add(result.sha256)
+        beside += 0 < len(jobs.get(busy).steps()) < SHORT["iterations"]
+    assert made == {expected.sha256} and beside >= 5
     assert jobs.get(busy).state == "DONE" and losses(jobs.get(busy)) == losses(jobs.get(quiet))
     assert all((jobs.get(id).folder / "student.safetensors").exists() for id in (quiet, busy))
     a, b = ((jobs.get(id).folder / "student.safetensors").read_bytes() for id in (quiet, busy))

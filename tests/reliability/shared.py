@@ -18,7 +18,7 @@ def site():
     if sites and sites[0].process.poll() is not None:
         sites.clear()
     if not sites:
-        sites.append(Site())
+        sites.append(Site(SITE_SLOW="" if clock["on"] else "1"))
     return sites[0]
 
 
