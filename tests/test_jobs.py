@@ -163,6 +163,15 @@ def test_a_journal_with_half_a_line(tmp_path):
     assert Jobs(tmp_path).list()[0].state == "DONE"
 
 
+def test_a_clock_that_was_put_back_keeps_no_dead_job_alive(tmp_path):
+    folder = tmp_path / ("0" * 32)
+    folder.mkdir()
+    (folder / "job.json").write_text('{"created": 1, "arguments": []}')
+    for ahead, state in ((3600, "FAILED"), (0, "QUEUED")):
+        (folder / "journal.jsonl").write_text(json.dumps({"time": time.time() + ahead, "state": "QUEUED", "message": ""}) + "\n")
+        assert Jobs(tmp_path).list()[0].state == state
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_are_knobs_and_knobs_are_arguments(preset):
     from argparse import Namespace

@@ -3,6 +3,7 @@
 import importlib
 import json
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -15,7 +16,9 @@ from reliability.lines import LINES, Line
 def test_the_lines_are_eighteen_and_each_can_be_run():
     assert list(LINES) == [f"R{i}" for i in range(1, 19)]
     for line in LINES.values():
-        assert callable(getattr(importlib.import_module(f"reliability.{line.module}"), line.id.lower())) and 0 < line.quick <= line.full
+        assert (
+            callable(getattr(importlib.import_module(f"reliability.{line.module}"), line.id.lower())) and 0 <= line.quick <= line.full and line.full
+        )
 
 
 def test_the_readme_says_what_the_report_does():
@@ -73,6 +76,17 @@ def test_the_report_keeps_other_lines_and_the_exit_code_tells(line, tmp_path, ca
     report = json.loads(out.read_text())
     assert report["green"] == 0 and report["lines"]["R17"]["seed"] == 3 and report["lines"]["R1"]["only"] == "not measured"
     assert "R = 0/18" in capsys.readouterr().out and "| R1 |" in table(report) and "not measured" in table(report)
+
+
+def test_a_line_that_is_left_to_the_full_run(line, tmp_path, monkeypatch, capsys):
+    line(lambda n, random, figures: [""] * n)
+    monkeypatch.setitem(LINES, "R17", replace(LINES["R17"], quick=0))
+    for id in LINES.keys() - {"R17"}:
+        monkeypatch.delitem(LINES, id)
+    assert main(["--quick", "--out", str(tmp_path / "a.json")]) == 0 and "R17" not in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["--only", "R17", "--out", str(tmp_path / "a.json")])
+    assert main(["--full", "--out", str(tmp_path / "a.json")]) == 0 and "R = 1/1" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

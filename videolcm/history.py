@@ -69,10 +69,11 @@ class History:
                 sizes[path] = path.stat().st_size
         count, used = len(sizes), sum(sizes.values())
         for path in sorted(sizes, key=lambda path: path.name):
-            if path == newest or (count <= self.max_clips and used <= self.max_bytes):
+            if count <= self.max_clips and used <= self.max_bytes:
                 break
-            path.unlink(missing_ok=True)
-            count, used = count - 1, used - sizes[path]
+            if path != newest:  # which is the first where the clock was put back
+                path.unlink(missing_ok=True)
+                count, used = count - 1, used - sizes[path]
 
     def list(self, key):
         """The newest clips of `key`, the newest first. Files that are gone or are no clips of ours are left out."""

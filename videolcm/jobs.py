@@ -151,7 +151,7 @@ class Jobs:
         child = self.children.get(folder.name)
         if child is not None:
             return child.poll() is None
-        if last["state"] == "QUEUED" and time.time() - last["time"] < START_SECONDS:
+        if last["state"] == "QUEUED" and abs(time.time() - last["time"]) < START_SECONDS:  # the clock may have been put back
             return True
         with self.lock:  # two looks at once would take each other for the process
             try:

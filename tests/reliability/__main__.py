@@ -61,12 +61,15 @@ def main(argv=None):
     parser.add_argument("--readme", action="store_true", help="write the report's figures into the README")
     args = parser.parse_args(argv)
     clock["on"] = not args.no_clock
-    asked = args.only.upper().split(",") if args.only else list(LINES)
+    counts = {id: line.full if args.full else line.quick for id, line in LINES.items()}
+    asked = args.only.upper().split(",") if args.only else [id for id in LINES if counts[id]]
     if unknown := set(asked) - set(LINES):
         parser.error(f"no line {', '.join(sorted(unknown))}; there are {', '.join(LINES)}")
+    if left := [id for id in asked if not counts[id]]:
+        parser.error(f"{', '.join(left)}: only with --full")
     kept = json.loads(args.out.read_text())["lines"] if args.only and args.out.exists() else {}
     for id in (id for id in LINES if id in asked):
-        kept[id] = measured(LINES[id], LINES[id].full if args.full else LINES[id].quick, args.seed)
+        kept[id] = measured(LINES[id], counts[id], args.seed)
         kept[id] |= {"size": "full" if args.full else "quick", "seed": args.seed}
         print(shown(id, kept[id]), flush=True)
         for problem in kept[id]["problems"]:
