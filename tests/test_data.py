@@ -1,8 +1,11 @@
 """Training data: maps of rendered clips, shards and cached latents, and the conditions that are drawn from them."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
+from reliability.training import full
 from safetensors.numpy import load_file
 from tiny import clips
 
@@ -22,6 +25,7 @@ from videolcm.data import (
     shard_path,
     small,
 )
+from videolcm.errors import AppError
 from videolcm.world import SHAPE_WORDS, free_sample, plot, sample
 
 
@@ -41,6 +45,13 @@ def shards(tmp_path_factory):
 def encode(pixels):
     """Means of 16x16 pixels, lying in memory as the real encoder's answer does: channels last."""
     return torch.nn.functional.avg_pool3d(pixels, (4, 16, 16)).movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a limit of the system in place of a full disk")
+def test_a_full_disk_is_a_sentence_and_leaves_nothing(shards, tmp_path):
+    with full(1000), pytest.raises(AppError, match=r"\[E_DISK\]"):
+        data.cache_shard(shard_path(shards, "plain", 1), tmp_path / "a.safetensors", encode)
+    assert not list(tmp_path.iterdir())
 
 
 # ---- maps

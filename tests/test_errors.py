@@ -1,5 +1,7 @@
 """Sentences: of whatever they are given they show one short line, and codes that no other test asks for are produced here."""
 
+import pickle
+import string
 from argparse import Namespace
 from pathlib import Path
 
@@ -8,7 +10,7 @@ from filelock import FileLock
 from test_training import stage
 
 from videolcm import jobs
-from videolcm.errors import AppError, one_line
+from videolcm.errors import CATALOGUE, AppError, one_line
 from videolcm.jobs import Worker, work
 from videolcm.own_files import shard
 from videolcm.train_verbs import run_pretrain, train_and_report
@@ -31,6 +33,20 @@ def test_whatever_is_given_is_one_short_line(given):
     text = str(AppError("E_JOB", given=given))
     assert len(text) < 150 and text.isprintable() and "secret" not in text
     assert len(one_line(given)) <= 60
+
+
+@pytest.mark.parametrize("code", CATALOGUE)
+def test_no_sentence_is_too_long_whatever_it_is_given(code):
+    names = {name: spec for _, name, spec, _ in string.Formatter().parse(" ".join(CATALOGUE[code])) if name}
+    for given in ("w" * 999, Path("/secret") / ("y" * 300), 10**5000):
+        error = AppError(code, **{name: 33_177_600 if spec else given for name, spec in names.items()})
+        assert len(str(error)) < 200 and str(error) == f"[{code}] {error.message} {error.hint}" and error.hint
+        assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+def test_what_was_given_is_cut_before_what_is_known():
+    text = str(AppError("E_TASK", given="g" * 60, known="k" * 110))
+    assert "k" * 107 in text and "g" * 15 in text and len(text) == 199
 
 
 def test_a_number_keeps_its_commas():

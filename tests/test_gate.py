@@ -54,6 +54,13 @@ def test_too_large_a_body_with_a_length_and_without(page, monkeypatch):
     assert post(page[0], "/gradio_api/call/text", json.dumps({"data": SMALL})).status_code == 200
 
 
+def test_a_file_that_is_too_large_is_not_taken(page):
+    """By gradio itself, while it comes in."""
+    for size, status in ((1 << 20, 200), ((64 << 20) + 1, 413)):
+        answer = httpx.post(f"{page[0]}/gradio_api/upload", files={"files": ("a.mp4", bytes(size))}, timeout=60)
+        assert answer.status_code == status and answer.text
+
+
 def test_what_makes_no_sense_is_the_requests_fault(page):
     answer = post(page[0], "/gradio_api/queue/join", '{"data": [], "fn_index": 99999, "session_hash": "a"}')
     assert answer.status_code == 400 and answer.json()["detail"].startswith("[E_REQUEST] ")

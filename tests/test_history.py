@@ -60,6 +60,15 @@ def test_the_oldest_go_when_the_quota_is_used_up(tmp_path, history):
     assert [one.settings["prompt"] for one in small.list(KEY)] == ["clip 2"]  # the newest stays
 
 
+def test_a_clock_that_is_put_back_changes_nothing_of_the_quota(history, monkeypatch):
+    for i in range(3):
+        keep(history, i)
+    monkeypatch.setattr("videolcm.history.time.time_ns", lambda: 10**18)
+    name = keep(history, 3)
+    left = [path.stem for path in history.folder.glob("*/*.mp4")]
+    assert len(left) == 3 and name in left and history.get(KEY, name).settings["prompt"] == "clip 3"
+
+
 def test_a_clip_that_somebody_removed_is_one_sentence_and_the_rest_goes_on(tmp_path, history):
     gone, left = keep(history, 1), keep(history, 2)
     look, show, remove = make_handlers(history, tmp_path)

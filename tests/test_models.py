@@ -56,6 +56,12 @@ def denoised(model):
     return model.denoise(randn(0, 2, 4, 2, 4, 6), torch.tensor([999, 19]), Conditions(model.encode_text(["a red ball", ""])))
 
 
+@pytest.mark.parametrize(("able", "dtype"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_a_gpu_that_only_emulates_bfloat16_computes_in_float16(monkeypatch, able, dtype):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: able or including_emulation)
+    assert models.pick_dtype(None, torch.device("cuda")) == dtype
+
+
 @pytest.mark.parametrize("role", ["student", "teacher"])
 def test_both_roles_load_and_denoise(shipped, role):
     model = load(shipped, role)

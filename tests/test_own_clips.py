@@ -308,6 +308,7 @@ def test_a_job_on_uploads_says_what_it_skipped(folder, place, monkeypatch):
 def test_captions_and_names_of_uploads(tmp_path, made):
     assert captioned(["x/red-ball.mp4", "b.png"], "") == [("x/red-ball.mp4", "red ball"), ("b.png", "b")]
     assert captioned(["x/red-ball.mp4", "b.png"], "\n a  cube \n\n") == [("x/red-ball.mp4", "red ball"), ("b.png", "a cube")]
+    assert captioned(["x/red-ball.mp4"], 10**5000) == captioned(["x/red-ball.mp4"], ["a"]) == [("x/red-ball.mp4", "red ball")]
     assert "2 captions for 1 clips" in refused("E_CAPTIONS", captioned, ["a.mp4"], "a\nb")
     upload = tmp_path / "..;rm -rf $HOME.png"
     upload.write_bytes(made["png"])

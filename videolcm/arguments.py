@@ -7,7 +7,7 @@ which knows their range refuses them. It knows nothing about verbs, models or pa
 import argparse
 import sys
 
-from .errors import AppError
+from .errors import AppError, one_line
 
 
 class Parser(argparse.ArgumentParser):
@@ -53,7 +53,7 @@ def between(value, name, low, high):
 
 def skips_of(text):
     """ "100,20" as (100, 20). AppError E_NUMBER."""
-    values = [number(part) for part in str(text).split(",")]
+    values = [number(part) for part in one_line(text).split(",")]
     for value in values:
         if not isinstance(value, int) or not 1 <= value <= 999:
             raise AppError("E_NUMBER", name="skip", range="a whole number from 1 to 999, or several with commas", given=text)
@@ -64,7 +64,7 @@ def range_of(text):
     """ "0,4" as (0.0, 4.0); None stays None. AppError E_NUMBER."""
     if text is None:
         return None
-    values = [number(part) for part in str(text).split(",")]
+    values = [number(part) for part in one_line(text).split(",")]
     if len(values) != 2 or any(isinstance(value, str) for value in values) or not 0 <= values[0] < values[1] <= 30:
         raise AppError("E_NUMBER", name="guidance-range", range="two ascending numbers from 0 to 30 with a comma", given=text)
     return float(values[0]), float(values[1])

@@ -4,9 +4,8 @@ In: seeds of Toybox. Out: safetensors shards of frames and maps, and the latents
 of a clip are not stored: its seed gives them again. It knows nothing about networks (it is given callables) or losses.
 """
 
-import os
 from concurrent.futures import ProcessPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from .checkpoint import write_atomic
 from .models.base import Conditions
 from .world import describe, free_sample, plot, sample
 
@@ -38,13 +38,14 @@ def render_shards(folder, kind, shards, workers=2):
 
 
 def render_shard(folder, kind, index):
-    """One shard: frames (N, 16, 256, 256, 3), depth, edges and ids (N, 16, 64, 64), all uint8; the clip's seed is first + its number."""
+    """One shard: frames (N, 16, 256, 256, 3), depth, edges and ids (N, 16, 64, 64), all uint8; the clip's seed is first + its number.
+
+    AppError E_DISK.
+    """
     first = TRAIN_SEEDS[kind] + index * CLIPS_PER_SHARD
     rows = [stored(KINDS[kind](seed).render()) for seed in range(first, first + CLIPS_PER_SHARD)]
     path = shard_path(folder, kind, index)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    save_file({name: np.stack([row[name] for row in rows]) for name in rows[0]}, temporary)
-    os.replace(temporary, path)
+    write_atomic(path, partial(save_file, {name: np.stack([row[name] for row in rows]) for name in rows[0]}))
     return index
 
 
@@ -102,6 +103,7 @@ def cache_latents(folder, encode, into=None):
 
 
 def cache_shard(path, target, encode):
+    """The latents of the shard at `path`, and what else of it training wants. AppError E_DISK."""
     rows, kept = load_file(path), {}
     pixels = torch.from_numpy(rows["frames"]).permute(0, 4, 1, 2, 3)  # (N, 3, F, H, W) uint8
     latents = torch.cat([encode(clip[None].float() / 127.5 - 1).cpu() for clip in pixels])  # (N, 48, 4, 16, 16)
@@ -109,9 +111,7 @@ def cache_shard(path, target, encode):
     kept["rgb"] = shrunk(rows["frames"], 4)  # (N, 16, 64, 64, 3): what surrounds a hole
     kept["look"] = shrunk(rows["frames"][:, ::2], 2)  # (N, 8, 128, 128, 3): what the judge sees
     kept |= {name: rows[name] for name in ("depth", "edges", "ids")}
-    temporary = target.with_suffix(f".{os.getpid()}.tmp")
-    save_file(kept, temporary)
-    os.replace(temporary, target)
+    write_atomic(target, partial(save_file, kept))
 
 
 def shrunk(frames, factor):

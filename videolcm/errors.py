@@ -144,28 +144,42 @@ CATALOGUE = {  # code: (what is wrong, what to do)
 
 
 LIMITS = {"known": 110}  # characters of a value that are shown, 60 of others
+MOST = 199  # characters of the whole
+LEAST = 20  # characters of a value that are shown, whatever the rest takes; of the longest fewer if need be
 
 
 class AppError(ValueError):
     """One thing that went wrong, said in one line: `[code] message hint`.
 
-    `values` fill the placeholders of the catalogue's sentence; what users gave is cut to LIMITS, and shown on one line, of a path its name.
+    `values` fill the placeholders of the catalogue's sentence; what users gave is cut to LIMITS, then until the whole has MOST characters, and shown
+    on one line, of a path its name.
     Raises KeyError for a code that the catalogue does not know.
     """
 
     def __init__(self, code, **values):
-        message, hint = CATALOGUE[code]
         shown = {
             key: value if isinstance(value, (int, float)) and abs(value) < 1e15 else one_line(value, LIMITS.get(key, 60))
             for key, value in values.items()
         }
-        self.code, self.message, self.hint = code, message.format(**shown), hint.format(**shown)
-        self.values = shown
-        super().__init__(f"[{self.code}] {self.message} {self.hint}")
+        while (over := len(sentence(code, shown)) - MOST) > 0 and (key := longest(shown)):
+            shown[key] = one_line(shown[key], max(len(shown[key]) - over, LEAST if len(shown[key]) > LEAST else 3))
+        self.code, self.values = code, shown
+        self.message, self.hint = (part.format(**shown) for part in CATALOGUE[code])
+        super().__init__(sentence(code, shown))
 
     def __reduce__(self):
         """How a copy is made in another process: from code and values, not from the text."""
         return partial(AppError, self.code, **self.values), ()
+
+
+def sentence(code, shown):
+    return " ".join((f"[{code}]", *CATALOGUE[code])).format(**shown)
+
+
+def longest(shown):
+    """The text to be cut next, None if each is as short as can be: what was given goes before the list of what is known."""
+    texts = [key for key, value in shown.items() if isinstance(value, str) and len(value) > 3]
+    return max(texts, key=lambda key: (key != "known" and len(shown[key]) > LEAST, len(shown[key])), default=None)
 
 
 def one_line(value, limit=60):

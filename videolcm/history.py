@@ -67,9 +67,13 @@ class History:
         for path in self.folder.glob("*/*.mp4"):
             with suppress(OSError):
                 sizes[path] = path.stat().st_size
-        there = sorted(sizes, key=lambda path: path.name)
-        while there and (len(there) > self.max_clips or sum(map(sizes.get, there)) > self.max_bytes) and there[0] != newest:
-            there.pop(0).unlink(missing_ok=True)
+        count, used = len(sizes), sum(sizes.values())
+        for path in sorted(sizes, key=lambda path: path.name):
+            if count <= self.max_clips and used <= self.max_bytes:
+                break
+            if path != newest:  # which is the first where the clock was put back
+                path.unlink(missing_ok=True)
+                count, used = count - 1, used - sizes[path]
 
     def list(self, key):
         """The newest clips of `key`, the newest first. Files that are gone or are no clips of ours are left out."""

@@ -22,7 +22,7 @@ from uuid import uuid4
 from filelock import FileLock, Timeout
 
 from .arguments import between, positive, range_of, skips_of
-from .errors import AppError
+from .errors import AppError, one_line
 from .students import JOB_ID, job_folders, jobs_folder
 
 STATES = ("QUEUED", "RUNNING", "PAUSED", "DONE", "FAILED", "CANCELLED")
@@ -96,7 +96,7 @@ class Knobs:
 
 def conditions_of(text):
     """ "text,depth" as ("text", "depth"). AppError E_CONDITIONS for other names, or none."""
-    names = tuple(part.strip() for part in str(text).split(","))
+    names = tuple(part.strip() for part in one_line(text).split(","))
     if not set(names) <= set(CONDITIONS):
         raise AppError("E_CONDITIONS", known=", ".join(CONDITIONS), given=text)
     return names
@@ -156,7 +156,7 @@ class Jobs:
         child = self.children.get(folder.name)
         if child is not None:
             return child.poll() is None
-        if last["state"] == "QUEUED" and time.time() - last["time"] < START_SECONDS:
+        if last["state"] == "QUEUED" and abs(time.time() - last["time"]) < START_SECONDS:  # the clock may have been put back
             return True
         with self.lock:  # two looks at once would take each other for the process
             try:

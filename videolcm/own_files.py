@@ -120,7 +120,7 @@ def refuse(name):
 
 def captioned(paths, text):
     """[(path, caption)] of uploads and a text with a caption a line; an empty line leaves the suggestion. AppError E_CAPTIONS."""
-    lines = str(text or "").rstrip().splitlines()
+    lines = text.rstrip().splitlines() if isinstance(text, str) else []
     if len(lines) > len(paths):
         raise AppError("E_CAPTIONS", count=len(lines), given=len(paths))
     lines += [""] * (len(paths) - len(lines))

@@ -75,7 +75,7 @@ class Request:
             "guidance": within(self.guidance, 0, 30, "E_GUIDANCE"),
             "gamma": within(self.gamma, 0, 1, "E_GAMMA"),
             "strength": 1.0 if self.strength is None else within(self.strength, 0, 2, "E_STRENGTH"),
-            "also": tuple(self.also or ()),
+            "also": tuple(self.also) if isinstance(self.also, (list, tuple)) else (self.also,) if self.also else (),
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)

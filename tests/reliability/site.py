@@ -1,7 +1,7 @@
 """A page in a process of its own that makes known clips, and what that process costs.
 
-`python -m tests.reliability.site` prints its address, then answers every line of JSON on stdin ({} or {"delay": seconds a step}) by one line on
-stdout: what it holds, and the most that ever computed at once. It ends when its stdin does.
+`python -m tests.reliability.site` prints its address, then answers every line of JSON on stdin ({}, {"delay": seconds a step} or {"clips": true})
+by one line on stdout: what it holds, and the most that ever computed at once. It ends when its stdin does. SITE_MODEL=toybox: the built-in model.
 """
 
 import contextlib
@@ -93,16 +93,6 @@ def known_model(role="student", delay=0.0, inside=None):
     return KnownModel(role, delay)
 
 
-def clip_of(**values):
-    """The bytes of the mp4 that a page of known models makes."""
-    from videolcm.pipeline import Request, generate, save
-
-    *_, result = generate(known_model(), Request(**values))
-    with tempfile.TemporaryDirectory() as folder:
-        save(result, Path(folder) / "clip.mp4")
-        return (Path(folder) / "clip.mp4").read_bytes()
-
-
 def main():
     from videolcm import conditions, footage
     from videolcm.history import History
@@ -120,8 +110,11 @@ def main():
         return models[-1]
 
     footage.LIMITS = replace(footage.LIMITS, memory=MEMORY)
+    if os.environ.get("SITE_SLOW"):  # nobody judges seconds
+        footage.LIMITS = replace(footage.LIMITS, wall=600.0, cpu=600)
     jobs = Jobs()
-    engine = Engine(load=load, lease=Lease(jobs.folder))
+    loading = {} if os.environ.get("SITE_MODEL") else {"load": load}
+    engine = Engine(lease=Lease(jobs.folder), **loading)
     guard = Guard() if os.environ.get("SITE_DISTILS") else Guard("this page only makes clips")
     page = build_ui(engine, tempfile.mkdtemp(), (jobs, guard, {"toybox": "toybox"}), History())
     _, url, _ = launch(page, engine, jobs, quiet=True, server_name="127.0.0.1")
@@ -131,19 +124,19 @@ def main():
         orders = json.loads(line)
         for model in models:
             model.delay = orders.get("delay", model.delay)
-        print(json.dumps(held(engine, inside)), flush=True)
+        print(json.dumps(held(engine, inside, orders.get("clips"))), flush=True)
     os._exit(0)
 
 
-def held(engine, inside):
-    """Megabytes, threads, open files, bytes of temporary files; whether the device is taken, and how many computed at once at most."""
+def held(engine, inside, clips):
+    """Megabytes, threads, open files, `clips` that lie about where they should not; whether the device is taken, the most that computed at once."""
     status = Path("/proc/self/status").read_text()
-    files = [path for path in Path(tempfile.gettempdir()).rglob("*") if path.is_file()]
+    files = list(Path(tempfile.gettempdir()).rglob("*.mp4")) if clips else []
     return {
         "rss": int(status.split("VmRSS:")[1].split()[0]) / 1024,
         "threads": threading.active_count(),
         "files": len(os.listdir("/proc/self/fd")),
-        "clips": len([path for path in files if path.suffix == ".mp4" and not {"gradio", "clips"} & set(path.parts)]),
+        "clips": len([path for path in files if not {"gradio", "clips"} & set(path.parts)]),
         "taken": engine.device.locked(),
         "most": inside.most,
         "steps": inside.calls,

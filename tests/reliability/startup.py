@@ -1,6 +1,7 @@
 """The line on starting (R15): whatever is wrong, one line within five seconds, and exit code 2 or a page that answers."""
 
 import contextlib
+import json
 import os
 import shutil
 import socket
@@ -14,6 +15,8 @@ from pathlib import Path
 import httpx
 
 from . import ROOT
+from .shared import late
+from .visitor import Visitor
 
 SECONDS = 5
 LEAVE = 10  # from SIGTERM to the end
@@ -34,7 +37,7 @@ def refuses(code, *arguments, program=("app.py",), **environ):
     seconds = time.monotonic() - began
     if done.returncode != 2 or done.stderr.count("\n") != 1 or not done.stderr.startswith(f"[{code}] "):
         return f"{arguments} {environ}: exit {done.returncode}, {done.stderr[-300:]!r}"
-    return "" if seconds <= SECONDS else f"{code} came after {seconds:.1f} s"
+    return late(seconds, SECONDS, f"{code} came")
 
 
 @contextlib.contextmanager
@@ -64,7 +67,7 @@ def starts(*arguments, **environ):
         alive = httpx.get(f"{url}/healthz", timeout=60).status_code == 200
         if not alive or "Traceback" in process.said.read_text():
             return f"{environ}: {process.said.read_text()[-300:]!r}"
-    return "" if seconds <= SECONDS else f"{environ}: up after {seconds:.1f} s"
+    return late(seconds, SECONDS, f"{environ}: up")
 
 
 def r15(n, random, figures):
@@ -91,7 +94,7 @@ def r15(n, random, figures):
         yield starts(CUDA_VISIBLE_DEVICES="")
         yield starts(GRADIO_SERVER_PORT="x", GRADIO_ALLOWED_PATHS="/", GRADIO_MCP_SERVER="true", GRADIO_ANALYTICS_ENABLED="maybe")
     yield from files()
-    yield leaves()
+    yield from leaves()
 
 
 @contextlib.contextmanager
@@ -142,17 +145,28 @@ def spoil(path, kind):
 
 
 def leaves():
-    """SIGTERM while clips are made: gone within ten seconds, and nobody left behind."""
+    """SIGTERM while a clip is made and a student trained: gone within ten seconds, nobody left behind, and the student can be trained on."""
     import psutil
+    import tiny
+    from media import corners, make
 
-    with app() as (process, url, _):
+    from videolcm.checkpoint import load_checkpoint
+
+    with tempfile.TemporaryDirectory() as folder, app("--teacher", str(tiny.teacher_folder(Path(folder, "tiny")))) as (process, url, _):
         if not url.startswith("http"):
-            return "no page"
+            yield f"no page, {process.said.read_text()[-300:]!r}"
+            return
         while httpx.get(f"{url}/readyz", timeout=60).status_code != 200 and process.poll() is None:
             time.sleep(0.2)
-        asked = {"data": ["a red ball", 50, 0, "ddim", 32, "512x512", "teacher", "toybox"]}
-        httpx.post(f"{url}/gradio_api/call/text", json=asked, timeout=60)
-        time.sleep(1)
+        with Visitor(url) as visitor:
+            own = [visitor.upload(make(Path(folder, "a.mp4"), corners()))]
+            event, data = visitor.call("distill", teacher="tiny", batch=2, conditions=["text"], clips=own, captions="a red ball on snow")
+            yield "" if event == "complete" else f"no fine-tune: {data}"
+            log = process.said.parent / "jobs" / data[0]["id"] / "log.jsonl"
+            while not (log.exists() and log.stat().st_size) and process.poll() is None:
+                time.sleep(0.2)
+            visitor.post("/gradio_api/call/text", json.dumps({"data": ["a red ball", 50, 0, "ddim", 32, "512x512", "teacher", "toybox"]}))
+            time.sleep(1)
         children = psutil.Process(process.pid).children(recursive=True)
         process.terminate()
         began = time.monotonic()
@@ -160,5 +174,8 @@ def leaves():
             process.wait(60)
         seconds = time.monotonic() - began
         left = [child for child in children if child.is_running() and child.status() != "zombie"]
-        good = process.returncode == 0 and seconds <= LEAVE and not left
-        return "" if good else f"SIGTERM: exit {process.returncode} after {seconds:.1f} s, {len(left)} left"
+        yield "" if process.returncode == 0 and children and not left else f"SIGTERM: exit {process.returncode}, {len(left)} of {len(children)} left"
+        yield late(seconds, LEAVE, "SIGTERM: it ended")
+        state = json.loads(log.with_name("journal.jsonl").read_text().splitlines()[-1])["state"]
+        step, *_ = load_checkpoint(log.parent)
+        yield "" if state == "PAUSED" and step > 0 else f"SIGTERM: the fine-tune is {state} at step {step}"

@@ -10,9 +10,6 @@ from uuid import uuid4
 import httpx
 
 API = "/gradio_api"
-ORDER = {  # the parameters of the page's functions that lines use
-    "text": ("prompt", "steps", "seed", "sampler", "frames", "size", "role", "model"),
-}
 SMALL = {"prompt": "a red ball rolls to the left over snow", "steps": 1, "seed": 0, "sampler": "lcm", "frames": 8, "size": "128x128"}
 SMALL |= {"role": "student", "model": "toybox"}
 
@@ -24,7 +21,8 @@ class Visitor:
         self.http = httpx.Client(base_url=url, timeout=120)
         self.session = uuid4().hex
         config = self.http.get("/config").json()
-        self.index = {event["api_name"]: event["id"] for event in config["dependencies"] if isinstance(event["api_name"], str)}
+        self.events = config["dependencies"]
+        self.index = {event["api_name"]: event["id"] for event in self.events if isinstance(event["api_name"], str)}
         self.parameters = self.http.get(f"{API}/info").json()["named_endpoints"]
 
     def __enter__(self):

@@ -45,7 +45,11 @@ def refusal(status, code, headers=None, **values):
 
 
 def in_our_words():
-    """From now on gradio says a sentence of ours wherever it would show an exception's text, which is then in the log alone."""
+    """From now on gradio says a sentence of ours wherever it would show an exception's text, which is then in the log alone.
+
+    gradio asks nobody what to say of an exception that its own code raises: show_error is its text or nothing, and a server's exception handlers
+    never see what the queue caught. So the function that makes the answer is replaced.
+    """
     for module in (gr.queueing, gr.utils):
         if not hasattr(module.error_payload, "__wrapped__"):
             module.error_payload = sentences_only(module.error_payload)
