@@ -42,6 +42,8 @@ MAY_IMPORT = {
     "judge": {"errors", "checkpoint", "world"},
     "metrics": {"judge"},
     "compare": {"conditions", "errors", "guides", "judge", "metrics", "pipeline", "students", "world"},
+    "real_clips": {"footage"},
+    "evaluate_guided": {"compare", "conditions", "data", "judge", "masks", "metrics", "pipeline", "real_clips", "world"},
     "grid": {"video"},
     "depth": {"errors", "checkpoint", "models"},
     "conditions": {"errors", "checkpoint", "depth"},

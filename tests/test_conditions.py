@@ -13,7 +13,7 @@ import torch
 from transformers import BitConfig, DPTConfig, DPTForDepthEstimation, DPTImageProcessor
 
 from videolcm import conditions, depth
-from videolcm.conditions import EXTRACTORS, KEEP, Maps, as_is, choose, controlnet, extract, known, looks_like_map, per_clip
+from videolcm.conditions import EXTRACTORS, KEEP, Maps, as_is, choose, controlnet, extract, extracting, known, looks_like_map, per_clip
 from videolcm.data import disparity
 from videolcm.depth import DepthNet
 from videolcm.errors import AppError
@@ -332,6 +332,26 @@ def test_asking_again_does_not_compute_again(monkeypatch):
     for level in range(KEEP):
         extract("canny", np.full_like(frames, level))
     assert extract("canny", frames) is not first and len(conditions.MAPS.maps) == KEEP
+
+
+def test_a_map_that_takes_long_says_how_far_it_is_and_can_be_left(monkeypatch):
+    calls = []
+
+    def count(frames, device, dtype):
+        calls.append(len(frames))
+        return as_is(frames)
+
+    monkeypatch.setitem(EXTRACTORS, "hed", EXTRACTORS["hed"]._replace(function=count))
+    frames = disk_clip(10)
+    events = extracting("hed", frames)
+    assert next(events) == 4 and calls == [4]
+    events.close()
+    *told, found = extracting("hed", frames)
+    assert told == [4, 8, 10] and calls == [4, 4, 4, 2] and np.array_equal(found, as_is(frames))
+    assert [*extracting("hed", frames)][0] is found and len(calls) == 4
+    monkeypatch.setitem(EXTRACTORS, "builtin-depth", EXTRACTORS["builtin-depth"]._replace(function=count))
+    extract("builtin-depth", frames)
+    assert calls[-1] == 10  # which gives a clip one scale
 
 
 # ---- uploaded maps

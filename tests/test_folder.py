@@ -171,14 +171,15 @@ def test_depth_comes_as_the_official_network_learned_it(compositional, midas_fol
     video = np.stack([photo(height=128, width=128), photo("coffee.png", 128, 128)] * 4)
     request = Request("a fox", task="depth", video=video, frames=8, height=128, width=128, steps=1)
     raw = extract("dpt-large", video, scale=np.asarray)
-    monkeypatch.setitem(conditions.EXTRACTORS, "dpt-large", conditions.EXTRACTORS["dpt-large"]._replace(function=lambda *_: 150 * raw / np.ptp(raw)))
+    known = conditions.EXTRACTORS["dpt-large"]._replace(function=lambda *_: 150 * raw / np.ptp(raw), together=True)
+    monkeypatch.setitem(conditions.EXTRACTORS, "dpt-large", known)
     monkeypatch.setattr(conditions, "MAPS", Maps())
     model = load(compositional)
-    maps, shown, remarks = guides_of(request, model.device, model.dtype, model.learned)
+    *_, (maps, shown, remarks) = guides_of(request, model.device, model.dtype, model.learned)
     wanted = np.clip(150 * raw / np.ptp(raw) / 20, 0, 10)  # VGen's clamp
     assert np.allclose(maps["depth"][0], wanted) and wanted.max() > 1 and not remarks
     assert shown["depth"].min() == 0 and shown["depth"].max() == 255
-    plain, _, none = guides_of(request, model.device, model.dtype)  # for a model that was trained on [0, 1]
+    *_, (plain, _, none) = guides_of(request, model.device, model.dtype)  # for a model that was trained on [0, 1]
     assert plain["depth"].max() == 1 and not none
 
 

@@ -65,7 +65,7 @@ def depth_request(monkeypatch):
         return row.function(*arguments)
 
     monkeypatch.setitem(conditions.EXTRACTORS, "as-is", row._replace(function=function))
-    monkeypatch.setattr(conditions, "MAPS", conditions.Maps(keep=0))
+    monkeypatch.setattr(conditions, "MAPS", conditions.Maps(limit=0))
     video = np.ascontiguousarray(depth_video()[:8, :128, :128])
     return Request("a red ball", steps=2, frames=8, height=128, width=128, task="depth", extractor="as-is", strength=2, video=video), running
 

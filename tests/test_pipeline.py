@@ -3,13 +3,14 @@
 import json
 import math
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from conftest import CELL, FakeModel, moving_square
 
-from videolcm import pipeline
+from videolcm import conditions, pipeline
 from videolcm.errors import AppError
 from videolcm.pipeline import Progress, Request, Result, generate, save, size_of, to_frames, unknown_words
 from videolcm.video import read_settings, sha256_of
@@ -236,6 +237,29 @@ def test_the_consumers_time_is_not_counted(model, monkeypatch):
     assert events[-1].seconds == {"text": 1, "conditions": 0, "denoise": 3, "decode": 1, "write": 0, "total": 5}
 
 
+def test_looking_at_a_video_is_told_and_stopped_on_its_way(model, monkeypatch):
+    looked = []
+
+    def slow(frames, device, dtype):
+        looked.append(len(frames))
+        return conditions.as_is(frames)
+
+    monkeypatch.setattr(conditions, "MAPS", conditions.Maps())
+    for name in ("canny", "builtin-depth"):
+        monkeypatch.setitem(conditions.EXTRACTORS, name, conditions.EXTRACTORS[name]._replace(function=slow))
+    video = np.random.default_rng(0).integers(0, 256, (8, 128, 160, 3), np.uint8)
+    request = Request(PROMPT, task="sketch", extractor="canny", video=video, steps=1, **SMALL)
+    events = generate(model, request)
+    while next(events) != Progress("conditions", 4, 8):
+        pass
+    events.close()
+    assert looked == [4] and not model.calls
+    told = [(event.i, event.n) for event in generate(model, request) if isinstance(event, Progress) and event.stage == "conditions"]
+    assert told == [(0, 1), (4, 8), (8, 8), (1, 1)]
+    both = [event for event in generate(model, replace(request, also=("depth",))) if isinstance(event, Progress) and event.stage == "conditions"]
+    assert all(event.n == 16 for event in both[1:-1]) and both[-2].i == 16  # of both maps
+
+
 def test_closing_stops_within_a_step(model):
     events = generate(model, Request(PROMPT, steps=8, **SMALL))
     for event in events:
@@ -277,6 +301,16 @@ def test_to_frames_rounds_and_clamps():
     pixels = (levels / 127.5 - 1).reshape(1, 1, 1, 16, 16).expand(1, 3, 1, 16, 16)
     assert (to_frames(pixels)[0, :, :, 0].ravel() == levels.numpy()).all()
     assert (to_frames(pixels.bfloat16() * 5).max(), to_frames(pixels * 5).min()) == (255, 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_to_frames_has_every_value_in_its_place_and_refuses_one_that_is_none(dtype):
+    pixels = torch.randn((1, 3, 5, 8, 6), generator=torch.Generator().manual_seed(0)).to(dtype)
+    levels = ((pixels[0].float().clamp(-1, 1) + 1) * 127.5).round()
+    assert np.array_equal(to_frames(pixels), levels.permute(1, 2, 3, 0).numpy())
+    pixels[0, 2, 4, 7, 5] = torch.nan
+    with pytest.raises(AppError, match="E_NONFINITE"):
+        to_frames(pixels)
 
 
 @pytest.mark.parametrize("task", ["depth", "sketch", "inpaint"])

@@ -1,7 +1,8 @@
 """A clip -> the map of it that a model follows: depth or sketch, by an extractor of the table EXTRACTORS.
 
 In: frames uint8 (F, H, W, 3) RGB, an extractor's name, device and dtype. Out: float32 (F, H, W) in [0, 1], near = 1, line = 1, on one scale
-for the whole clip, so that nothing flickers. The last few answers are kept. It knows nothing about models, pages or inpainting.
+for the whole clip, so that nothing flickers; or a generator that says on its way how far it is. The last few answers are kept. It knows nothing
+about models, pages or inpainting.
 """
 
 import hashlib
@@ -35,6 +36,7 @@ MIDAS = {  # extractor: (repository, revision, its files, the variable that may 
 }
 CANNY = 100, 200  # thresholds, fixed so that a clip's frames are treated alike
 KEEP = 8  # maps
+PART = 4  # frames at a time: between two parts a generator says how far it is, and may be closed
 
 
 class Extractor(NamedTuple):
@@ -47,6 +49,7 @@ class Extractor(NamedTuple):
     ready: callable
     function: callable
     scale: callable = np.asarray
+    together: bool = False  # whether `function` must see the whole clip at once; else it gives each frame what it gives it alone
 
 
 # ---- asking
@@ -60,12 +63,27 @@ def extract(name, frames, device=None, dtype=None, scale=None):
     Asking again for the same pixels gives the same array without computing. Raises AppError E_EXTRACTOR, E_CLIP, E_WEIGHTS, E_PACKAGE,
     E_MODEL_FILE, E_CHECKPOINT.
     """
+    *_, found = extracting(name, frames, device, dtype, scale)
+    return found
+
+
+def extracting(name, frames, device=None, dtype=None, scale=None):
+    """`extract`, which may take many seconds, as a generator: yields the number of frames that are done, several times, then the map. Closing it
+    cancels. AppError as there."""
     if name not in EXTRACTORS:
         raise AppError("E_EXTRACTOR", given=name, known=", ".join(EXTRACTORS))
     check_clip(frames)
     device, dtype = torch.device(device or "cpu"), dtype or torch.float32
-    digest, scale = hashlib.sha256(np.ascontiguousarray(frames)).hexdigest(), scale or EXTRACTORS[name].scale
-    return MAPS.get((digest, frames.shape, name, device.type, dtype, scale), lambda: scale(EXTRACTORS[name].function(frames, device, dtype)))
+    row, digest = EXTRACTORS[name], hashlib.sha256(np.ascontiguousarray(frames)).hexdigest()
+    scale, size, parts = scale or row.scale, len(frames) if row.together else PART, []
+    key = (digest, frames.shape, name, device.type, dtype, scale)
+    found = MAPS.get(key)
+    if found is None:
+        for at in range(0, len(frames), size):
+            parts.append(row.function(frames[at : at + size], device, dtype))
+            yield min(at + size, len(frames))
+        found = MAPS.keep(key, scale(np.concatenate(parts)))
+    yield found
 
 
 def known(kind):
@@ -93,19 +111,23 @@ def check_clip(frames):
 class Maps:
     """The last KEEP answers. Two threads that ask for the same at once may both compute it."""
 
-    def __init__(self, keep=KEEP):
-        self.keep, self.lock, self.maps = keep, Lock(), OrderedDict()
+    def __init__(self, limit=KEEP):
+        self.limit, self.lock, self.maps = limit, Lock(), OrderedDict()
 
-    def get(self, key, compute):
+    def get(self, key):
+        """The map, or None."""
         with self.lock:
             if key in self.maps:
                 self.maps.move_to_end(key)
-                return self.maps[key]
-        made = np.ascontiguousarray(compute(), np.float32)
+            return self.maps.get(key)
+
+    def keep(self, key, made):
+        """The map as it is kept: float32, read only."""
+        made = np.ascontiguousarray(made, np.float32)
         made.setflags(write=False)
         with self.lock:
             self.maps[key] = made
-            while len(self.maps) > self.keep:
+            while len(self.maps) > self.limit:
                 self.maps.popitem(last=False)
         return made
 
@@ -148,7 +170,7 @@ def batches(frames, device, dtype, size):
 def mapped(network, frames, device, dtype):
     """`network` on pixels 0..255 (N, 3, H, W) -> (N, H, W), over all frames; on a processor one by one, which suits its caches."""
     with torch.inference_mode():
-        parts = [network(pixels).float().cpu() for pixels in batches(frames, device, dtype, 1 if device.type == "cpu" else 8)]
+        parts = [network(pixels).float().cpu() for pixels in batches(frames, device, dtype, 1 if device.type == "cpu" else PART)]
     return torch.cat(parts).numpy()
 
 
@@ -318,7 +340,9 @@ EXTRACTORS = {  # name: Extractor; of each kind the best first
         partial(midas, name="dpt-large"),
         per_clip,
     ),
-    "builtin-depth": Extractor(("depth",), "built-in depth: made for simple scenes, fast", "nothing more", builtin_ready, builtin_depth),
+    "builtin-depth": Extractor(
+        ("depth",), "built-in depth: made for simple scenes, fast", "nothing more", builtin_ready, builtin_depth, together=True
+    ),
     "hed": Extractor(("sketch",), "HED: soft outlines, as an artist would draw them", "nothing more", always, hed),
     "hed-fast": Extractor(("sketch",), "HED at half the size: fewer lines, four times as fast", "nothing more", always, hed_fast),
     "pidinet": Extractor(("sketch",), "PiDiNet: crisp outlines, as VideoComposer's", f"{PIDINET_FILE} of {PIDINET_REPO}", pidinet_ready, pidinet),

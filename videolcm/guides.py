@@ -1,38 +1,51 @@
 """What a clip follows besides its prompt: the depth, the lines or the surroundings of a hole in somebody's video.
 
-In: a Request that holds the video at the clip's own size. Out: the maps of models.base.Conditions, pictures of them for people, and the
-finished clip put back around its hole. It knows nothing about networks, files or pages.
+In: a Request that holds the video at the clip's own size. Out: the maps of models.base.Conditions and pictures of them for people, by a generator
+that says how far it is, and the finished clip put back around its hole. It knows nothing about networks, files or pages.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from .conditions import choose, extract, per_clip
+from .conditions import choose, extracting, per_clip
 from .masks import composite, masked_map, overlay
 
 MAPS_OF = {"text": (), "depth": ("depth",), "sketch": ("sketch",), "inpaint": ("masked",)}  # what each task follows
 EXTRAS = ("depth", "sketch")  # what it may follow too
 
 
-def guides_of(request, device, dtype, learned=None):
-    """(maps, shown, remarks) of a request: {name: float32 (C, F, H, W)} as Conditions has them, {name: uint8 (F, H, W, 3)} as people see them,
-    and sentences on maps of another kind than `learned` (VideoModel.learned) names.
+class Guides(NamedTuple):
+    """What a request follows."""
 
-    Extractors run on `device` in `dtype` and keep their last answers, so that another number of steps costs nothing. AppError as `extract`.
+    maps: dict  # {name: float32 (C, F, H, W)} as Conditions has them
+    shown: dict  # {name: uint8 (F, H, W, 3)} as people see them
+    remarks: tuple  # sentences on maps of another kind than the model learned
+
+
+def guides_of(request, device, dtype, learned=None):
+    """Yields (i, n), how many frames of all maps are looked at, then the Guides of a request; `learned` is VideoModel.learned.
+
+    Closing it cancels. Extractors run on `device` in `dtype` and keep their last answers, so that another number of steps costs nothing.
+    AppError as `extract`.
     """
     maps, shown, remarks = {}, {}, []
-    for name in dict.fromkeys((*MAPS_OF[request.task], *request.also)):
+    names = tuple(dict.fromkeys((*MAPS_OF[request.task], *request.also)))
+    for index, name in enumerate(names):
         if name == "masked":
             maps[name], shown[name] = masked_map(request.video, request.hole), overlay(request.video, request.hole)
             continue
         wanted = (learned or {}).get(name)
         chosen = extractor_of(name, request, wanted and wanted.extractor)
         scale = wanted.scale if wanted and chosen == wanted.extractor else None
-        found = extract(chosen, request.video, device, dtype, scale)  # (F, H, W)
+        for found in extracting(chosen, request.video, device, dtype, scale):
+            if isinstance(found, int):
+                yield index * request.frames + found, len(names) * request.frames
         maps[name], shown[name] = found[None], grey(per_clip(found) if scale else found)
         if wanted and not (wanted.exact and chosen == wanted.extractor):
             remarks.append(f"This model learned {name} from {wanted.what}; here it is {chosen}'s, and may be followed less well.")
-    return maps, shown, tuple(remarks)
+    yield Guides(maps, shown, tuple(remarks))
 
 
 def extractor_of(name, request, preferred=None):

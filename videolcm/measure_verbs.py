@@ -18,7 +18,8 @@ def evaluate_arguments(parser):
     )
     parser.add_argument("--prompts", metavar="FILE", help="JSON lines with prompt, seed and said (default: the held-out ones)")
     parser.add_argument("--count", type=number, default=100, metavar="N", help="how many of them (default: 100)")
-    parser.add_argument("--task", default="text", metavar="TASK", help="text, or depth, sketch, inpaint: how well rendered clips are followed")
+    parser.add_argument("--task", default="text", metavar="TASK", help="text, or depth, sketch, inpaint: how well clips are followed")
+    parser.add_argument("--real", action="store_true", help="follow real clips, which installed packages bring along, in place of rendered ones")
     parser.add_argument("--steps", default="1,2,4,8", metavar="LIST", help="the student's steps (default: 1,2,4,8)")
     parser.add_argument("--teacher-steps", default="50", metavar="LIST", help="the teacher's DDIM steps (default: 50)")
     parser.add_argument("--guidance", type=number, metavar="W", help="the teacher's w (default: its own)")
@@ -35,20 +36,23 @@ def run_evaluate(args):
     from . import models
     from .evaluate import evaluate, gains_table, plot_of, read_prompts, table
 
-    rows, count = read_prompts(args.prompts), args.count
+    goals = read_prompts(args.prompts)[: args.count]
     students, teacher = students_of(args), models.load(args.model, role="teacher")
     if args.guidance is not None:
         teacher.info = replace(teacher.info, guidance=float(args.guidance))
     plan, found = (steps_of(args.steps, 8), steps_of(args.teacher_steps, 100)), {}
+    if args.task == "text" and args.real:
+        raise AppError("E_ARGUMENTS", detail="--real is for the tasks that follow a video")
     if args.task == "text":
-        events = evaluate(students, teacher, rows[:count], *plan, **sampler_of(args.sampler, args.gamma))
+        events = evaluate(students, teacher, goals, *plan, **sampler_of(args.sampler, args.gamma))
     else:
-        from .evaluate_guided import FIGURES, evaluate_guided
+        from .evaluate_guided import FIGURES, evaluate_guided, real_goals, rendered_goals
         from .evaluate_guided import guided_table as table
         from .pipeline import one_of
 
         one_of(args.task, FIGURES, "E_TASK")
-        events = evaluate_guided(students, teacher, rows[:count], args.task, *plan)
+        goals = real_goals()[: args.count] if args.real else rendered_goals(goals)
+        events = evaluate_guided(students, teacher, goals, args.task, *plan)
     for name, figures in events:
         if figures is None:
             report(name)
@@ -59,7 +63,7 @@ def run_evaluate(args):
         report(gains_table(found))
     if args.plot and args.task == "text":
         write_text(args.plot, plot_of(found))
-    return {"task": args.task, "prompts": len(rows[:count]), "rows": found}
+    return {"task": args.task, "real": args.real, "prompts": len(goals), "rows": found}
 
 
 def students_of(args):

@@ -100,7 +100,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a clip is: step i of n of a stage ("text", "denoise", "decode"); preview is uint8 (F, h, w, 3), small, or None."""
+    """How far a clip is: step i of n of a stage ("text", "conditions", "denoise", "decode"); preview is uint8 (F, h, w, 3), small, or None."""
 
     stage: str
     i: int
@@ -134,6 +134,15 @@ class Stopwatch:
             yield
         finally:
             self.seconds[stage] += time.perf_counter() - start
+
+    def each(self, stage, events):
+        """Passes `events` on; the seconds until each of them count."""
+        while True:
+            with self(stage):
+                event = next(events, None)
+            if event is None:
+                return
+            yield event
 
 
 class Counted:
@@ -182,18 +191,17 @@ def made(model, request, prepare):
         from . import guides  # brings OpenCV and the extractors, which text alone does without
 
         yield Progress("conditions", 0, 1)
+        for found in watch.each("conditions", guides.guides_of(request, model.device, model.dtype, model.learned)):
+            if not isinstance(found, guides.Guides):
+                yield Progress("conditions", *found)
+        _, maps, remarks = found
         with watch("conditions"):
-            found, maps, remarks = guides.guides_of(request, model.device, model.dtype, model.learned)
-            cond = guides.following(cond, found, model.device)
+            cond = guides.following(cond, found.maps, model.device)
         denoise_guided = guides.steered(denoise_guided, request.strength)
         yield Progress("conditions", 1, 1, next(iter(maps.values())))
-    steps = denoising(model, request, denoise_guided, cond)
-    while True:
-        with watch("denoise"):
-            step = next(steps, None)
-            if step is None:
-                break
-            latents, preview = step.x0, look(model, step.x0, request.frames)
+    looked_at = ((step, look(model, step.x0, request.frames)) for step in denoising(model, request, denoise_guided, cond))
+    for step, preview in watch.each("denoise", looked_at):
+        latents = step.x0
         yield Progress("denoise", step.i, step.n, preview)
     yield Progress("decode", 0, 1)
     with watch("decode"):
@@ -262,11 +270,17 @@ def decode(model, latents, frames):
 
 
 def to_frames(pixels):
-    """pixels (1, 3, F, H, W) in [-1, 1] -> uint8 (F, H, W, 3), rounded to the nearest level. AppError E_NONFINITE."""
-    if not pixels.isfinite().all():
-        raise AppError("E_NONFINITE", given="decode")
-    levels = (pixels[0].float().clamp(-1, 1) + 1) * 127.5
-    return levels.round().to(torch.uint8).permute(1, 2, 3, 0).contiguous().cpu().numpy()
+    """pixels (1, 3, F, H, W) in [-1, 1] -> uint8 (F, H, W, 3), rounded to the nearest level. AppError E_NONFINITE.
+
+    Frame by frame: what is between stays in a processor's caches, which takes a fraction of the time of passes over the whole clip.
+    """
+    frames = torch.empty((*pixels.shape[2:], 3), dtype=torch.uint8, device=pixels.device)
+    for frame, picture in zip(frames, pixels[0].unbind(1), strict=True):
+        if not picture.isfinite().all():
+            raise AppError("E_NONFINITE", given="decode")
+        levels = picture.float().clamp(-1, 1).add_(1).mul_(127.5).round_()  # (3, H, W)
+        frame.copy_(levels.permute(1, 2, 0))
+    return frames.cpu().numpy()
 
 
 def finished(model, request, frames, seconds, nfe, maps, remarks=()):

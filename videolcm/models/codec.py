@@ -51,7 +51,7 @@ class Codec(nn.Module):
             first, end = max(0, start - REACH), min(f, start + size)
             part = self.decode(latents[:, :, first : min(f, end + REACH)])
             done.append(part[:, :, TIME * (start - first) : TIME * (end - first)])
-        return torch.cat(done, 2)
+        return torch.cat(done, 2) if len(done) > 1 else done[0]
 
     def linear(self, latents):
         """The inverse transform alone: pixels (B, 3, F, H, W)."""

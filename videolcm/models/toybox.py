@@ -372,7 +372,7 @@ class Toybox(VideoModel):
     def decode(self, latents, frames):
         latents = latents.to(self.device, self.dtype)
         pixels = in_parts(lambda size: self.codec.decode_parts(latents, size), (latents.shape[2], 2, 1))
-        return pixels[:, :, :frames].float()
+        return pixels[:, :, :frames]
 
     @torch.no_grad()
     def preview(self, latents, frames):

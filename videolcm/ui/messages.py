@@ -12,7 +12,12 @@ from PIL import Image
 from videolcm.sources import licence_of
 from videolcm.ui.engine import Loading, Waiting
 
-SENTENCES = {"text": "Reading the prompt", "conditions": "Looking at the video", "denoise": "Step {i} of {n}", "decode": "Decoding the frames"}
+SENTENCES = {
+    "text": "Reading the prompt",
+    "conditions": "Looking at the video: frame {i} of {n}",
+    "denoise": "Step {i} of {n}",
+    "decode": "Decoding the frames",
+}
 
 
 def plain(text, done=None, notices=()):
@@ -33,6 +38,8 @@ def status(event):
 
 def stage(progress):
     """What a Progress is at, in words."""
+    if (progress.stage, progress.n) == ("conditions", 1):
+        return "Looking at the video"
     return SENTENCES[progress.stage].format(i=progress.i, n=progress.n)
 
 
