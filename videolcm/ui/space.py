@@ -142,7 +142,7 @@ class LentJobs(Jobs):
     def spawn(self, folder, arguments):
         """Starts the thread that does the job; pausing and cancelling reach its parts by the folder, as elsewhere."""
         note(folder, "QUEUED")
-        command = [*arguments, "--out", str(folder), "--dtype", "bfloat16"]
+        command = [*arguments, "--out", str(folder), "--dtype", "bfloat16", "--save-every", str(PART / 2)]  # should a GPU be taken back early
 
         def run():
             with suppress(AppError):  # the journal says it
