@@ -20,6 +20,7 @@ from .visitor import Visitor
 
 SECONDS = 5
 LEAVE = 10  # from SIGTERM to the end
+PATIENCE = 300  # until a fine-tune has made its first iteration
 
 
 def free_port():
@@ -162,8 +163,10 @@ def leaves():
             own = [visitor.upload(make(Path(folder, "a.mp4"), corners()))]
             event, data = visitor.call("distill", teacher="tiny", batch=2, conditions=["text"], clips=own, captions="a red ball on snow")
             yield "" if event == "complete" else f"no fine-tune: {data}"
-            log = process.said.parent / "jobs" / data[0]["id"] / "log.jsonl"
-            while not (log.exists() and log.stat().st_size) and process.poll() is None:
+            if event != "complete":
+                return
+            log, end = process.said.parent / "jobs" / data[0]["id"] / "log.jsonl", time.monotonic() + PATIENCE
+            while not (log.exists() and log.stat().st_size) and time.monotonic() < end:
                 time.sleep(0.2)
             visitor.post("/gradio_api/call/text", json.dumps({"data": ["a red ball", 50, 0, "ddim", 32, "512x512", "teacher", "toybox"]}))
             time.sleep(1)
