@@ -11,7 +11,6 @@ from .conditions import choose, extract, per_clip
 from .masks import composite, masked_map, overlay
 
 MAPS_OF = {"text": (), "depth": ("depth",), "sketch": ("sketch",), "inpaint": ("masked",)}  # what each task follows
-EXTRAS = ("depth", "sketch")  # what it may follow too
 
 
 def guides_of(request, device, dtype, learned=None):

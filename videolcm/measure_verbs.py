@@ -31,8 +31,11 @@ def run_evaluate(args):
 
     from . import models
     from .evaluate import evaluate, plot_of, read_prompts, table
+    from .sources import licence_of
 
     rows, count = read_prompts(args.prompts), args.count
+    if licence_of(args.model):
+        report(licence_of(args.model))
     student, teacher = models.load(args.model), models.load(args.model, role="teacher")
     if args.guidance is not None:
         teacher.info = replace(teacher.info, guidance=float(args.guidance))
