@@ -106,6 +106,7 @@ def test_a_teacher_is_distilled_into_a_folder_of_its_own_layout(kind, request, t
     assert distil(teacher, data, out) == 0
     said, told = capsys.readouterr().err, json.loads((out / "manifest.json").read_text())
     assert ("masked is left out: the teacher does not follow it" in said) == (kind == "stock")
+    assert ("Licence of the weights: research and non-commercial" in said) == (kind == "compositional")
     assert told["distilled"]["guidance"] == (8 if kind == "stock" else 9) and told["distilled"]["share_last"] == 0
 
     student, before = load(out, "student"), load(teacher)

@@ -18,6 +18,7 @@ from videolcm.ui import Engine
 from videolcm.ui.engine import Loading
 from videolcm.ui.handlers import make_handler
 from videolcm.ui.messages import status
+from videolcm.ui.tab import told
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 
@@ -183,6 +184,11 @@ def test_the_licence_is_shown_before_research_only_weights_are_loaded(folder, tm
     assert run("generate", "a fox", "--model", "modelscope", "--role", "teacher", "--out", str(tmp_path / "a.mp4")) == 2
     first, *_, last = capsys.readouterr().err.splitlines()
     assert first.startswith("Licence of the weights: CC-BY-NC-4.0") and last.startswith("[E_OFFLINE]")
+    for verb, *given in (("evaluate", "--model"), ("distill", "--out", str(tmp_path / "a"), "--teacher"), ("compare", "a fox", "--model")):
+        assert run(verb, *given, "modelscope") == 2
+        first, *_, last = capsys.readouterr().err.splitlines()
+        assert first.startswith("Licence of the weights: CC-BY-NC-4.0") and last.startswith("[E_OFFLINE]"), verb
+    assert "CC-BY-NC-4.0" in told("modelscope") and told("toybox") == told(str(student)) == told([]) == ""
 
 
 def test_the_page_refuses_what_is_not_here_before_it_waits(folder, tmp_path):
