@@ -20,6 +20,7 @@ from pathlib import Path
 
 from videolcm.arguments import Parser, exit_code
 from videolcm.errors import AppError
+from videolcm.sources import SOURCES, is_here
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 
@@ -33,7 +34,7 @@ def read_arguments(argv=None):
     parser.add_argument("--listen", action="store_true", help="listen on every address; needs --auth")
     parser.add_argument("--share", action="store_true", help="a public link by gradio's servers; needs --auth")
     parser.add_argument("--auth", type=name_and_password, metavar="NAME:PASSWORD", help="ask visitors for these")
-    parser.add_argument("--teacher", type=model_folder, action="append", default=[], metavar="FOLDER", help="one more model to distil; repeatable")
+    parser.add_argument("--teacher", type=model_folder, action="append", default=[], metavar="REF", help="one more model to distil; repeatable")
     parser.add_argument("--mcp", action="store_true", help="also be a server of tools for programs that speak MCP; needs gradio[mcp]")
     args = parser.parse_args(argv)
     args.host = "0.0.0.0" if args.listen else args.host
@@ -51,9 +52,11 @@ def port_number(text):
 
 
 def model_folder(text):
-    """A folder with a model as (its name, its absolute path). ValueError if none is there."""
+    """A model's folder, or a name of SOURCES that is here, as (its name, its absolute path or that name). ValueError if there is none."""
+    if text in SOURCES and is_here(text):
+        return text, text
     folder = Path(text).absolute()
-    if not (folder / "manifest.json").is_file():
+    if not any((folder / file).is_file() for file in ("manifest.json", "model_index.json")):
         raise ValueError(text)
     return folder.name, str(folder)
 
@@ -93,13 +96,16 @@ def serve(args, folder, jobs):
     from videolcm.ui import Engine, build_ui, launch
     from videolcm.ui.distil_handlers import guard_of
     from videolcm.ui.space import LentJobs, lend_gpu, on_zero_gpu
+    from videolcm.ui.weights import why_off
 
-    engine, guard = Engine(lease=Lease(jobs.folder)), guard_of(os.environ, public=args.share or args.host not in LOCAL)
+    public = args.share or args.host not in LOCAL
+    engine, guard = Engine(lease=Lease(jobs.folder)), guard_of(os.environ, public)
     if on_zero_gpu(os.environ):
         engine.lease = None  # each has a GPU of its own; who waits for one must not keep others from theirs
         lend_gpu(engine)
         jobs = jobs if guard.off else LentJobs(jobs.folder)
-    page = build_ui(engine, folder, (jobs, guard, {"toybox": "toybox", **dict(args.teacher)}), History())
+    distilling = (jobs, guard, {"toybox": "toybox", **dict(args.teacher)})
+    page = build_ui(engine, folder, distilling, History(), why_off(os.environ, public and not args.auth))
     options = {"server_name": args.host, "server_port": args.port, "share": args.share, "auth": args.auth, "mcp_server": args.mcp}
     try:
         _, url, public = launch(page, engine, jobs, quiet=True, **options)

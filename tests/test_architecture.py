@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 CORE = {"errors", "schedule", "sampling", "checkpoint", "optim", "render", "scenery", "world", "video", "footage", "conditions", "masks", "guides"}
 CORE |= {"training", "data", "distill", "pipeline", "judge", "metrics", "compare", "uploads", "jobs", "lease", "own_files", "own_clips", "batch"}
-CORE |= {"history", "memory", "processes", "sources"}
+CORE |= {"fetching", "history", "memory", "processes", "sources"}
 MAY_IMPORT = {
     "errors": set(),
     "memory": set(),
@@ -33,7 +33,8 @@ MAY_IMPORT = {
     "distill": {"errors", "models", "data", "schedule", "checkpoint", "training", "lora", "processes"},
     "students": set(),
     "sources": {"errors", "students"},
-    "fetch_verb": {"arguments", "errors", "memory", "models", "sources"},
+    "fetching": {"errors", "sources"},
+    "fetch_verb": {"arguments", "errors", "fetching", "memory", "models", "sources"},
     "lease": {"errors"},
     "history": {"errors", "video"},
     "jobs": {"errors", "arguments", "checkpoint", "own_files", "students"},

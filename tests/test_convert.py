@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, LCMScheduler, UNet3DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, LCMScheduler, UNet3DConditionModel
 from real import DATA, official, place_parts, recorded, tensors_of
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -176,6 +176,15 @@ def test_other_values(tmp_path, capsys, value):
     refused(capsys, "E_NOT_CHECKPOINT", tmp_path / "a.pth", tmp_path / "out")
 
 
+@pytest.mark.parametrize("kind", ["sparse", "meta", "expanded", "tied"])
+def test_tensors_that_are_not_all_there(tmp_path, capsys, kind):
+    """The last are two names for one tensor, which safetensors do not hold."""
+    tensors, name = tensors_of("t2v"), "time_embed.2.bias"
+    spoiled = {"sparse": tensors[name].to_sparse(), "meta": tensors[name].to("meta"), "tied": tensors["time_embed.0.bias"]}
+    tensors[name] = spoiled.get(kind, torch.zeros(1).expand_as(tensors[name]))
+    refused(capsys, "E_NOT_CHECKPOINT", official(tmp_path / "a.pth", state_dict=tensors), tmp_path / "out")
+
+
 def test_another_network_and_a_missing_tensor(tmp_path, capsys):
     torch.save({"state_dict": {"conv1.weight": torch.zeros(2)}}, tmp_path / "a.pth")
     assert "input_blocks.0.0.weight" in refused(capsys, "E_NOT_VGEN", tmp_path / "a.pth", tmp_path / "out")
@@ -285,6 +294,13 @@ def test_a_loaded_model_makes_clips(whole, name, role):
     assert result.frames.shape == (8, 128, 128, 3) and result.frames.dtype == np.uint8
     assert result.nfe == (1 if role == "student" else 4)
     assert {step.preview.shape for step in progress if step.preview is not None} == {(8, 16, 16, 3)}
+
+
+def test_stock_diffusers_loads_a_whole_text_folder(whole, converted):
+    for name, kind in {"student": LCMScheduler, "teacher": DDIMScheduler}.items():
+        pipe = DiffusionPipeline.from_pretrained(whole[name])
+        assert isinstance(pipe.scheduler, kind) and isinstance(pipe.unet, UNet3DConditionModel) and pipe.unet.config.in_channels == 4
+    assert not (converted["compositional"] / "model_index.json").exists()  # whose maps no pipeline makes
 
 
 @torch.no_grad()

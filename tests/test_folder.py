@@ -13,11 +13,11 @@ from test_conditions import midas_folder, photo  # noqa: F401  a fixture
 
 from videolcm import __main__ as command_line
 from videolcm import conditions, models
-from videolcm.checkpoint import sha256_of
 from videolcm.conditions import Maps, extract
 from videolcm.convert import convert
 from videolcm.guides import guides_of
 from videolcm.models.base import Conditions
+from videolcm.models.latent import digest_of
 from videolcm.pipeline import Request, encode_prompt, generate
 from videolcm.sampling import Noise, guided, sample_ddim
 
@@ -67,7 +67,7 @@ def test_sampling_is_diffusers_own_on_the_same_weights(stock):
 def test_it_makes_clips_and_is_a_teacher_alone(stock):
     *_, result = generate(load(stock), Request("a fox", steps=2, frames=8, height=128, width=128, sampler="ddim"))
     assert result.frames.shape == (8, 128, 128, 3) and result.nfe == 4
-    assert result.settings["model_sha256"] == sha256_of(stock / "unet" / "diffusion_pytorch_model.safetensors")
+    assert result.settings["model_sha256"] == digest_of({"": stock})
     assert "--role teacher" in refused("E_ROLE_MODEL", lambda: load(stock, "student"))
 
 
@@ -106,6 +106,7 @@ def test_a_teacher_is_distilled_into_a_folder_of_its_own_layout(kind, request, t
     assert distil(teacher, data, out) == 0
     said, told = capsys.readouterr().err, json.loads((out / "manifest.json").read_text())
     assert ("masked is left out: the teacher does not follow it" in said) == (kind == "stock")
+    assert ("Licence of the weights: research and non-commercial" in said) == (kind == "compositional")
     assert told["distilled"]["guidance"] == (8 if kind == "stock" else 9) and told["distilled"]["share_last"] == 0
 
     student, before = load(out, "student"), load(teacher)

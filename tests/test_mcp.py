@@ -1,9 +1,12 @@
-"""The page as a server for MCP: off unless it is asked for, one line where it cannot be."""
+"""The page as a server for MCP: off unless it is asked for, one line where it cannot be, and where it can a tool for every tab."""
 
+import asyncio
+import importlib.util
 import os
 import socket
 import sys
 
+import pytest
 from conftest import FakeModel
 
 import app
@@ -35,3 +38,28 @@ def test_mcp_where_it_is_missing_is_one_line(monkeypatch, capsys):
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
     out, err = capsys.readouterr()
     assert err.startswith("[E_MCP] ") and err.count("\n") == 1 and out == ""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mcp") is None, reason='pip install "gradio[mcp]"')
+def test_a_tool_makes_a_clip():
+    page = build_ui(Engine(load=lambda ref, role: FakeModel(role)))
+    _, url, _ = launch(page, Engine(), server_name="127.0.0.1", quiet=True, mcp_server=True)
+    try:
+        tools, good, bad = asyncio.run(visit(f"{url.rstrip('/')}/gradio_api/mcp/"))
+    finally:
+        page.close()
+    assert {"text", "depth", "sketch", "inpaint", "compare"} == set(tools) and "1 to 8" in tools["text"]["steps"]["description"]
+    assert not good.isError and any(".mp4" in part.text for part in good.content if part.type == "text")
+    assert bad.isError and "[E_STEPS]" in bad.content[0].text
+
+
+async def visit(url):
+    """(the arguments of every tool, an answer, a refusal)."""
+    from mcp import ClientSession
+    from mcp.client.streamable_http import streamablehttp_client
+
+    asked = {"prompt": "a red ball", "size": "128x128", "frames": 8}
+    async with streamablehttp_client(url) as (read, write, _), ClientSession(read, write) as session:
+        await session.initialize()
+        tools = {tool.name: tool.inputSchema["properties"] for tool in (await session.list_tools()).tools}
+        return tools, await session.call_tool("text", {**asked, "steps": 1}), await session.call_tool("text", {**asked, "steps": 99})

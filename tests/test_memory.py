@@ -109,6 +109,8 @@ def test_other_errors_stay_what_they_are():
     model.decode = lambda *_: 1 / 0
     with pytest.raises(ZeroDivisionError):
         list(generate(model, TEXT))
+    for words in ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`", "CUDA error: out of memory", "not enough memory: you tried"):
+        assert memory.ran_out(RuntimeError(words)) and not memory.ran_out(ValueError(words))
     assert memory.ran_out(MemoryError()) and memory.ran_out(OUT) and not memory.ran_out(RuntimeError("shape")) and not memory.ran_out(ValueError())
     assert memory.ran_out(RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory: you tried ..."))
     with pytest.raises(RuntimeError) as error:

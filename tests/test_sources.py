@@ -4,10 +4,11 @@ import io
 import json
 import re
 import sys
+from types import SimpleNamespace
 
 import pytest
 from conftest import FakeModel
-from real import animatelcm
+from real import DATA, animatelcm
 
 from videolcm import __main__ as command_line
 from videolcm import models, sources
@@ -17,6 +18,7 @@ from videolcm.ui import Engine
 from videolcm.ui.engine import Loading
 from videolcm.ui.handlers import make_handler
 from videolcm.ui.messages import status
+from videolcm.ui.tab import told
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 
@@ -34,12 +36,14 @@ def online(monkeypatch):
     monkeypatch.setenv("TRANSFORMERS_OFFLINE", "0")
     asked = []
 
-    def snapshot_download(repo, revision, allow_patterns, local_dir):
+    def snapshot_download(repo, revision, allow_patterns, local_dir, dry_run=False):
+        names = [pattern.replace("*", "diffusion_pytorch_model") for pattern in allow_patterns]
+        if dry_run:
+            return [SimpleNamespace(filename=name, file_size=GB, will_download=not (local_dir / name).exists()) for name in names]
         asked.append((repo, revision, tuple(allow_patterns)))
-        for pattern in allow_patterns:
-            path = local_dir / pattern.replace("*", "diffusion_pytorch_model")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(b"x")
+        for name in names:
+            (local_dir / name).parent.mkdir(parents=True, exist_ok=True)
+            (local_dir / name).write_bytes(b"x")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
     return asked
@@ -80,6 +84,11 @@ def test_what_is_here_and_what_is_not(folder):
     assert state_of("toybox") == "" and state_of("videolcm-t2v") == "to be converted first"
     assert state_of("animatelcm") == "3.2 GB and more to download"
     assert state_of("animatelcm", free=1 * GB) == "does not fit: needs 3.2 GB at least, 1.0 GB are free"
+    assert state_of("videolcm-compose", free=1 * GB) == "does not fit: needs 2.8 GB at least, 1.0 GB are free"
+    manifests = {"videolcm-t2v": "real_t2v", "videolcm-compose": "real_compositional"}
+    assert {name: json.loads((DATA / f"{of}_manifest.json").read_text())["n_params"] for name, of in manifests.items()} == {
+        name: SOURCES[name].parameters for name in manifests
+    }
     assert state_of("animatelcm", free=100 * GB) == state_of("animatelcm")
     assert ("animatelcm (3.2 GB and more to download)", "animatelcm") in menu() and menu()[0] == ("toybox", "toybox")
     animatelcm(folder / "animatelcm")
@@ -116,11 +125,11 @@ def test_nothing_is_downloaded_unasked(folder, online, capsys, monkeypatch):
 
     monkeypatch.setattr(sys, "stdin", Terminal("n\n"))
     assert run("fetch", "animatelcm") == 2 and not online
-    assert "Download 3.2 GB and more into" in capsys.readouterr().err
+    assert "Download 9.00 GB into" in capsys.readouterr().err  # nine files
     monkeypatch.setattr(sys, "stdin", Terminal("yes\n"))
     assert run("fetch", "animatelcm") == 0
     told = json.loads(capsys.readouterr().out)
-    assert [repo for repo, *_ in online] == told["fetched"] == [part.repo for part in SOURCES["animatelcm"].parts]
+    assert [repo for repo, *_ in online] == told["fetched"] == [part.repo for part in SOURCES["animatelcm"].parts] and told["bytes"] == 9 * GB
     assert all(len(revision) == 40 for _, revision, _ in online)
     assert run("fetch", "animatelcm", "--yes") == 0 and len(online) == 5  # nothing twice
     assert "Still to choose is its base" in capsys.readouterr().err
@@ -142,7 +151,7 @@ def test_a_download_that_fails_or_brings_no_safetensors(folder, online, capsys, 
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fails)
     assert run("fetch", "modelscope", "--yes") == 2 and "[E_FETCH]" in capsys.readouterr().err
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: None)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: [])
     assert run("fetch", "modelscope", "--yes") == 2 and "no safetensors" in capsys.readouterr().err
 
 
@@ -164,10 +173,22 @@ def test_the_licence_is_shown_before_research_only_weights_are_loaded(folder, tm
     converted.mkdir()
     (converted / "manifest.json").write_text(json.dumps({"kind": "vgen", "licence": "research only"}))
     assert licence_of(converted) == "Licence of the weights: research only."
+    student = tmp_path / "student"  # of it, as its base's folder and by a chain of names
+    student.mkdir()
+    for base in (str(converted), "modelscope", str(place_of("modelscope")), f"ali-vilab/text-to-video-ms-1.7b@{REVISION}"):
+        (student / "manifest.json").write_text(json.dumps({"base": base, "files": {}}))
+        assert licence_of(student) == licence_of(base) is not None, base
+    (student / "manifest.json").write_text(json.dumps({"base": str(student)}))
+    assert licence_of(str(student)) is None and licence_of([]) is None
     assert "research and non-commercial" in status(Loading("modelscope")) and "Licence" not in status(Loading("toybox"))
     assert run("generate", "a fox", "--model", "modelscope", "--role", "teacher", "--out", str(tmp_path / "a.mp4")) == 2
     first, *_, last = capsys.readouterr().err.splitlines()
     assert first.startswith("Licence of the weights: CC-BY-NC-4.0") and last.startswith("[E_OFFLINE]")
+    for verb, *given in (("evaluate", "--model"), ("distill", "--out", str(tmp_path / "a"), "--teacher"), ("compare", "a fox", "--model")):
+        assert run(verb, *given, "modelscope") == 2
+        first, *_, last = capsys.readouterr().err.splitlines()
+        assert first.startswith("Licence of the weights: CC-BY-NC-4.0") and last.startswith("[E_OFFLINE]"), verb
+    assert "CC-BY-NC-4.0" in told("modelscope") and told("toybox") == told(str(student)) == told([]) == ""
 
 
 def test_the_page_refuses_what_is_not_here_before_it_waits(folder, tmp_path):

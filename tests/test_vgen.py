@@ -364,15 +364,5 @@ def test_a_condition_that_the_network_lacks(name, given):
 # ---- how conditions are prepared
 
 
-def test_depth_and_mask_as_the_encoders_were_trained():
+def test_depth_as_the_encoder_was_trained():
     assert vgen.depth_map(torch.tensor([-1.0, 0.0, 30.0, 500.0])).tolist() == [0.0, 0.0, 1.5, 10.0]
-    pixels, hole = torch.full((1, 3, 2, 4, 4), -0.5), torch.zeros(1, 1, 2, 4, 4)
-    hole[..., :2] = 1
-    masked = vgen.masked_map(pixels, hole)
-    assert masked.shape == (1, 4, 2, 4, 4)
-    assert (masked[..., :2] == 0).all() and (masked[:, :3, ..., 2:] == -0.5).all() and (masked[:, 3, ..., 2:] == 1).all()
-
-
-@pytest.mark.parametrize("row", facts("frame_sampling")["rows"], ids=lambda row: f"{row['fps']}-{row['total']}-{row['start']}")
-def test_the_frames_that_the_official_loop_keeps(row):
-    assert vgen.frame_indices(row["fps"], row["total"], row["sample_fps"], row["max_frames"], row["start"]) == row["decoded_frame_indices"]

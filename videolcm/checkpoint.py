@@ -46,6 +46,11 @@ def write_weights(path, tensors):
     return sha256_of(path)
 
 
+def misfits(mine, weights):
+    """The names, sorted, in which two {name: tensor} differ: those that one of them lacks or has in another shape."""
+    return sorted(name for name in mine.keys() | weights.keys() if getattr(mine.get(name), "shape", 0) != getattr(weights.get(name), "shape", 1))
+
+
 def read_weights(path, sha256):
     """The tensors of a file whose bytes have that sha256; AppError E_MODEL_FILE where it is missing, E_CHECKPOINT where it differs."""
     path = Path(path)

@@ -5,6 +5,7 @@ stock diffusers and the door load. Which network it is, the tensors tell. It kno
 """
 
 import os
+import warnings
 import zipfile
 from dataclasses import asdict
 from pathlib import Path
@@ -15,11 +16,12 @@ from safetensors import SafetensorError
 
 from .checkpoint import sha256_of, write_json
 from .errors import AppError
-from .models.folder import FPS, GUIDANCE, scheduler_of, tasks_of, write_parts
+from .models import STOCK
+from .models.folder import FPS, GUIDANCE, index_of, scheduler_of, tasks_of, write_parts
 from .models.vgen import UNET3D_HEADS, load_state_dict
 
 LICENCE = "research and non-commercial use only: ali-vilab/VGen's disclaimer (trained on WebVid-10M and LAION-400M)"
-ENTRIES = ("unet", "conditions", "scheduler", "manifest.json")  # what a converted folder may hold, in the order of writing
+ENTRIES = ("unet", "conditions", "scheduler", STOCK, "manifest.json")  # what a converted folder may hold, in the order of writing
 
 
 def convert(path, out, config=None, role=None):
@@ -41,12 +43,16 @@ def convert(path, out, config=None, role=None):
         return write_folder(net, role, source, out)
     except (OSError, SafetensorError) as error:
         raise AppError("E_OUTPUT", given=out.name) from error
+    except RuntimeError as error:  # two names for one tensor, which safetensors do not hold
+        raise AppError("E_NOT_CHECKPOINT", given=path.name) from error
 
 
 def read_official(path):
     """(state_dict, step or None) of an official file, memory-mapped where its format allows. AppError E_INPUT, E_NOT_CHECKPOINT."""
     try:
-        found = torch.load(str(path), map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with warnings.catch_warnings():  # of what is refused
+            warnings.simplefilter("ignore")
+            found = torch.load(str(path), map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except OSError as error:
         raise AppError("E_INPUT", given=path.name) from error
     except Exception as error:  # torch promises no type: what damaged or hostile bytes raise is anything
@@ -62,7 +68,13 @@ def read_official(path):
 def is_state_dict(found):
     """Whether this is {name: tensor of real numbers}, and not empty."""
     pairs = found.items() if isinstance(found, dict) else ()
-    return bool(pairs) and all(isinstance(name, str) and torch.is_tensor(value) and value.is_floating_point() for name, value in pairs)
+    return bool(pairs) and all(isinstance(name, str) and is_whole(value) for name, value in pairs)
+
+
+def is_whole(value):
+    """Whether this is a tensor of real numbers that are all there: not sparse, and not a few that stand for more than the file holds."""
+    real = torch.is_tensor(value) and value.is_floating_point() and value.layout == torch.strided and not value.is_meta
+    return real and value.nbytes <= value.untyped_storage().nbytes()
 
 
 def role_of(path, state_dict):
@@ -78,6 +90,8 @@ def write_folder(net, role, source, out):
         new = Path(temporary)
         manifest = manifest_of(net, role, source, write_parts(net, scheduler_of(role), new))
         write_json(new / "manifest.json", manifest)
+        if not net.config.encoders:  # whose maps no pipeline of diffusers makes
+            write_json(new / STOCK, index_of(role))
         for entry in ENTRIES:
             if (new / entry).exists():
                 os.replace(new / entry, out / entry)

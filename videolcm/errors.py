@@ -55,7 +55,7 @@ CATALOGUE = {  # code: (what is wrong, what to do)
     "E_NOT_VGEN": ("The tensors are not a VideoLCM or TF-T2V network: {detail} is missing.", "Give an official .pth of VideoLCM or TF-T2V."),
     "E_VGEN_CONFIG": ("No network has this config: {detail}.", "Give a JSON object with the values that the checkpoint was made with."),
     "E_VGEN_TENSORS": ("Of {count} tensors that do not fit the network, {first} {problem}{more}.", "Check config and checkpoint."),
-    "E_NOT_HERE": ("The model {given} is not here: {size} to download.", "Fetch it: python -m videolcm fetch {name}."),
+    "E_NOT_HERE": ("The model {given} is not here: {size} to download.", "Fetch it: tab Models, or python -m videolcm fetch {name}."),
     "E_OFFLINE": ("The model {given} is not here, and this machine is offline.", "Put its files into {folder}, as README.md shows."),
     "E_BASE": (
         "The model {given} wants Stable Diffusion 1.5 as base.",

@@ -13,7 +13,6 @@ from .conditions import choose, extracting, per_clip
 from .masks import composite, masked_map, overlay
 
 MAPS_OF = {"text": (), "depth": ("depth",), "sketch": ("sketch",), "inpaint": ("masked",)}  # what each task follows
-EXTRAS = ("depth", "sketch")  # what it may follow too
 
 
 class Guides(NamedTuple):

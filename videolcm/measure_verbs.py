@@ -35,8 +35,11 @@ def run_evaluate(args):
 
     from . import models
     from .evaluate import evaluate, gains_table, plot_of, read_prompts, table
+    from .sources import licence_of
 
     goals = read_prompts(args.prompts)[: args.count]
+    if licence_of(args.model):
+        report(licence_of(args.model))
     students, teacher = students_of(args), models.load(args.model, role="teacher")
     if args.guidance is not None:
         teacher.info = replace(teacher.info, guidance=float(args.guidance))

@@ -9,10 +9,13 @@ import os
 
 import torch
 
+SHORT = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")  # of a processor on two systems, CUDA, cuBLAS and cuDNN
+
 
 def ran_out(error):
     """Whether this error says that there was not enough memory, on a GPU or a processor."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+    said = isinstance(error, RuntimeError) and any(words in str(error) for words in SHORT)
+    return said or isinstance(error, (torch.OutOfMemoryError, MemoryError))
 
 
 def free():

@@ -18,6 +18,7 @@ ASSETS = Path(__file__).resolve().parents[1] / "assets"
 GB = 1e9  # as the hub counts
 HUB = re.compile(r"(?P<repo>\w[\w.-]{0,95}/\w[\w.-]{0,95})@(?P<revision>[0-9a-f]{40})")
 LAYOUT = tuple(f"{part}/*{end}" for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler") for end in (".json", ".txt", ".safetensors"))
+WHOLE = ("model_index.json", "unet/*.safetensors", "vae/*.safetensors", "text_encoder/*.safetensors", "tokenizer/*.json", "scheduler/*.json")
 BASE = ("base", "any Stable Diffusion 1.5 in diffusers' layout, as OWNER/NAME@REVISION of your choice")
 RESEARCH = "research and non-commercial use only"
 
@@ -47,6 +48,7 @@ class Source:
     licence: str
     parts: tuple[Part, ...] = ()
     official: str = ""  # the file that convert makes it of
+    parameters: int = 0  # of the network in that file
     research: bool = False
 
     @property
@@ -57,7 +59,7 @@ class Source:
     @property
     def memory(self):
         """Bytes that its weights take in float16, at the least: what the table knows of. 0 where nothing is known."""
-        return sum((part.size or 0) / (1 if part.half else 2) for part in self.parts)
+        return 2 * self.parameters + sum((part.size or 0) / (1 if part.half else 2) for part in self.parts)
 
 
 def control(name, repo, revision):
@@ -121,6 +123,7 @@ SOURCES = {
         steps="4 to 6",
         licence=f"{RESEARCH} (ali-vilab/VGen)",
         official="videolcm_t2v_non_ema_544000.pth of ModelScope's iic/tf-t2v",
+        parameters=1_411_256_900,
         research=True,
     ),
     "videolcm-compose": Source(
@@ -130,6 +133,7 @@ SOURCES = {
         steps="2 to 6",
         licence=f"{RESEARCH} (ali-vilab/VGen)",
         official="videolcm_vcomposer_non_ema_914000.pth of ModelScope's iic/tf-t2v",
+        parameters=1_416_584_436,
         research=True,
     ),
 }
@@ -162,14 +166,13 @@ def split(ref):
 def missing(name):
     """The Parts of a name in SOURCES that are not here, those first that it cannot do without."""
     folder = place_of(name)
-    lacking = [part for part in SOURCES[name].parts if not all(any((folder / part.name).glob(pattern)) for pattern in must(part))]
-    return sorted(lacking, key=lambda part: not part.needed)
+    return sorted((part for part in SOURCES[name].parts if lacks(part, folder / part.name)), key=lambda part: not part.needed)
 
 
-def must(part):
-    """Patterns of a part that each must have a file: whatever their number format, and of a whole layout one weight tells."""
-    wanted = part.files if part.name else ("model_index.json", "unet/.safetensors")
-    return [f"{pattern.rpartition('/')[0]}/*.safetensors".lstrip("/") if pattern.endswith(".safetensors") else pattern for pattern in wanted]
+def lacks(part, folder):
+    """Whether a Part is not whole in its folder: it may have come half, and in another number format."""
+    wanted = [re.sub("[^/]*[.]safetensors$", "*.safetensors", pattern) for pattern in part.files] if part.name else WHOLE
+    return not all(any(folder.glob(pattern)) for pattern in wanted)
 
 
 def is_here(name):
@@ -218,15 +221,57 @@ def size_of(name):
 
 
 def licence_of(ref):
-    """What has to be known before weights for research only are loaded, as a sentence; None for others."""
-    name, _ = split(ref)
-    if name in SOURCES:
-        return f"Licence of the weights: {SOURCES[name].licence}." if SOURCES[name].research else None
-    try:
-        found = json.loads((Path(name) / "manifest.json").read_text(encoding="utf-8"))
-        return f"Licence of the weights: {found['licence']}."
-    except (OSError, ValueError, KeyError, TypeError):
+    """What has to be known before weights for research only are loaded, as a sentence; None for others. A student has that of its base."""
+    seen = set()
+    while isinstance(ref, (str, Path)) and ref not in seen:
+        seen.add(ref)
+        name = source_of(ref)
+        if name:
+            return f"Licence of the weights: {SOURCES[name].licence}." if SOURCES[name].research else None
+        try:
+            found = json.loads(((students().get(ref) or Path(ref)) / "manifest.json").read_text(encoding="utf-8"))
+            if "licence" in found:
+                return f"Licence of the weights: {found['licence']}."
+            ref = found["base"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return None
+    return None
+
+
+def source_of(ref):
+    """The name in SOURCES of what a ref means: that name itself, its folder, or a repository of the hub that it is made of."""
+    which, _ = split(ref)
+    for name, source in SOURCES.items():
+        if (
+            which == name
+            or which.partition("@")[0] in [part.repo for part in source.parts]
+            or os.path.abspath(which) == os.path.abspath(place_of(name))
+        ):
+            return name
+    return None
+
+
+def about(name):
+    """A row of SOURCES in words."""
+    source = SOURCES[name]
+    return f"{source.what}. Tasks: {', '.join(source.tasks)}. Steps: {source.steps}. Licence: {source.licence}."
+
+
+def by_hand(name):
+    """Where the files of a name in SOURCES go on a machine without a network, a line each."""
+    source = SOURCES[name]
+    if source.official:
+        return [f"{source.official}, then: python -m videolcm convert FILE --out models/{name}"]
+    lines = [f"models/{name}/{part.name or '.'}: {', '.join(part.files)} of {part.repo}" for part in source.parts]
+    return [f"models/{name}/{BASE[0]}: {BASE[1]}", *lines] if source.kind == "animatediff" else lines
+
+
+def still_to_choose(ref):
+    """What is left to say of AnimateLCM without a base, else None."""
+    name, base = split(ref)
+    if base or name not in SOURCES or SOURCES[name].kind != "animatediff" or (place_of(name) / BASE[0]).is_dir():
         return None
+    return f"Still to choose is its base: {BASE[1]}. Use it as {name}:OWNER/NAME@REVISION, or put it into models/{name}/{BASE[0]}."
 
 
 def state_of(name, free=None):

@@ -153,6 +153,10 @@ def distil(args, worker):
     set_threads(args.threads)
     from . import models
     from .distill import finished_student, write_student
+    from .sources import licence_of
+
+    if licence_of(args.teacher):
+        tell(licence_of(args.teacher))
 
     with together(), warnings_to(worker):
         teacher = models.load(args.teacher, role="teacher", device=device_of(args.device, os.environ), dtype=args.dtype)

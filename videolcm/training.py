@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from .checkpoint import load_checkpoint, remove_leftovers, save_checkpoint, write_atomic
+from .checkpoint import load_checkpoint, misfits, remove_leftovers, save_checkpoint, write_atomic
 from .errors import AppError
 from .optim import HalfCopy, MuonAdamW, update_ema
 from .processes import agreed, average, laid_out, rank, sharded, whole, world
@@ -269,7 +269,7 @@ def checkpointed(net):
 def fill(net, weights):
     """Loads `weights` into `net`, whole or not. AppError E_RESUME if they are of another network."""
     mine = net.state_dict()
-    if mine.keys() != weights.keys() or any(mine[name].shape != value.shape for name, value in weights.items()):
+    if misfits(mine, weights):
         raise AppError("E_RESUME")
     net.load_state_dict({name: laid_out(value, mine[name]) for name, value in weights.items()})
 

@@ -12,15 +12,15 @@ from pathlib import Path
 import torch
 
 from .. import memory, sources
-from ..checkpoint import read_weights, sha256_of
+from ..checkpoint import misfits, read_weights, sha256_of
 from ..errors import AppError
 from ..sources import ASSETS, SOURCES  # noqa: F401  where the shipped models lie is known from here too
 from ..students import students
-from .base import ModelInfo, VideoModel
+from .base import TASKS, ModelInfo, VideoModel
 
 ROLES = ("student", "teacher")
 ADAPTER = "motion_adapter"  # the folder that only AnimateLCM's kind has
-STOCK = "model_index.json"  # what a folder in diffusers' layout has that nobody here wrote
+STOCK = "model_index.json"  # what stock diffusers reads first of a folder in its layout
 MODELSCOPE = {"kind": "diffusers", "role": "teacher", "tasks": ["text"], "guidance": 8.0, "fps": 8}  # guidance: diffusers' usual scale of 9
 OFFICIAL = (".pth", ".pt", ".ckpt", ".bin")  # files that `convert` may read and the door does not
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -79,12 +79,12 @@ def found(ref, role, device, dtype):
         manifest, places = read_manifest(folder)
         if manifest.get("kind", "toybox") == "toybox":
             return load_toybox(str(ref), folder, manifest, places, role, device, dtype)
-    from .folder import load_folder
+        from .folder import load_folder
 
-    base = base_of(manifest)
-    if role == "teacher" and base:
-        return found(manifest["base"], role, device, dtype)
-    return load_folder(str(ref), folder, base or folder, manifest, places, role, device, dtype)
+        base = base_of(manifest)
+        if role == "teacher" and base:
+            return found(manifest["base"], role, device, dtype)
+        return load_folder(str(ref), folder, base or folder, manifest, places, role, device, dtype)
 
 
 def load_parts_of(name, folder, base, role, device, dtype):
@@ -133,17 +133,9 @@ def load_toybox(name, folder, manifest, places, role, device, dtype):
     if role not in places:
         raise AppError("E_MODEL_FILE", folder=folder.name, given=role)
     parts = {part: network(places[part], json.dumps(manifest["files"][part]), device, dtype) for part in ("codec", "text", role)}
-    info = ModelInfo(
-        name=name,
-        role=role,
-        tasks=tuple(manifest["tasks"]),
-        guidance=manifest["guidance"],
-        fps=manifest["fps"],
-        sha256=sha256_of(folder / "manifest.json"),
-        words=frozenset(manifest["files"]["text"]["config"]["words"]),
-        two_time="s" in manifest["files"][role]["config"].get("inputs", ()),
-    ).taking(manifest["files"][role].get("w_range"))
-    return Toybox(info, parts["codec"], parts["text"], parts[role], device, dtype)
+    words, net = frozenset(manifest["files"]["text"]["config"]["words"]), manifest["files"][role]
+    info = ModelInfo(name, role, *facts_of(manifest), sha256_of(folder / "manifest.json"), words, two_time="s" in net["config"].get("inputs", ()))
+    return Toybox(info.taking(net.get("w_range")), parts["codec"], parts["text"], parts[role], device, dtype)
 
 
 def manifest_in(folder):
@@ -162,8 +154,16 @@ def manifest_of(folder):
     """What a manifest with a wrong name or value makes of those who read it: AppError E_CHECKPOINT."""
     try:
         yield
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, RecursionError) as error:  # the last if it is its own base
         raise AppError("E_CHECKPOINT", given="manifest.json") from error
+
+
+def facts_of(manifest):
+    """(tasks, guidance, fps) of a ModelInfo. KeyError, TypeError for a manifest that has none."""
+    tasks, guidance, fps = tuple(manifest["tasks"]), manifest["guidance"], manifest["fps"]
+    if not set(tasks) <= set(TASKS) or not 0 <= guidance <= 30 or not 1 <= fps <= 60:
+        raise TypeError(manifest)
+    return tasks, guidance, fps
 
 
 def read_manifest(folder):
@@ -210,8 +210,7 @@ def network(folder, entry, device, dtype):
 
 def fill(net, weights, name):
     """Loads `weights` into `net` if every name and shape fits, else raises AppError E_CHECKPOINT_KEYS with the first that do not."""
-    mine = net.state_dict()
-    wrong = [key for key in mine.keys() | weights.keys() if key not in mine or key not in weights or mine[key].shape != weights[key].shape]
+    wrong = misfits(net.state_dict(), weights)
     if wrong:
-        raise AppError("E_CHECKPOINT_KEYS", given=name, detail=", ".join(sorted(wrong)[:5]))
+        raise AppError("E_CHECKPOINT_KEYS", given=name, detail=", ".join(wrong[:5]))
     net.load_state_dict(weights, assign=True)

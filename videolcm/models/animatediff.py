@@ -5,18 +5,15 @@ controlnet_depth/, controlnet_softedge/, controlnet_inpaint/ those that are ther
 sampling or pages.
 """
 
-import hashlib
-
 import torch
 import torch.nn.functional as F
 from diffusers import ControlNetModel, MotionAdapter, UNet2DConditionModel, UNetMotionModel
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from safetensors.torch import load_file
 
-from ..checkpoint import sha256_of
 from ..errors import AppError
 from .base import ModelInfo
-from .latent import UNREAD, LatentModel, component, load_parts, read_config, ready, schedule_of
+from .latent import LatentModel, component, digest_of, load_parts, read_config, ready, require_fit, schedule_of, usable
 
 NEGATIVE_PROMPT = "bad quality, worse quality, low resolution"  # as in AnimateLCM's own example, and so the next three
 LORA_SCALE = 0.8
@@ -89,26 +86,32 @@ def load_animatediff(name, places, role, device, dtype):
     schedule = schedule_of(read_config(base, "scheduler/scheduler_config.json"), beta_schedule=BETAS)
     parts = load_parts(base, device, dtype)
     unet, motion = component(base, "unet", UNet2DConditionModel), component(adapter.parent, adapter.name, MotionAdapter)
-    if parts["text_encoder"].config.hidden_size != unet.config.cross_attention_dim:
-        raise AppError("E_MODEL_PARTS", folder=base.name, given=f"text_encoder of width {unet.config.cross_attention_dim}")
-    try:
+    require_fit(base, parts, unet.config.cross_attention_dim, unet.config.in_channels)
+    with usable(adapter.parent, f"{adapter.name} that fits the base"):
         net = UNetMotionModel.from_unet2d(unet, motion)
-    except (ValueError, RuntimeError) as error:
-        raise AppError("E_MODEL_PARTS", folder=adapter.parent.name, given=f"{adapter.name} that fits the base") from error
     merge(net, places["lora"])
     controls = {which: places[part] for which, (part, _) in CONTROLNETS.items() if part in places}
     tasks = ("text", *(CONTROLNETS[which][1] for which in controls))
     info = ModelInfo(name, role, tasks, GUIDANCE, FPS, digest_of(places))
     model = AnimateModel(info, parts, ready(net, device, dtype), *schedule, device, dtype, negative=NEGATIVE_PROMPT)
-    model.controlnets = {which: ready(component(at.parent, at.name, ControlNetModel), device, dtype) for which, at in controls.items()}
+    model.controlnets = {which: ready(control_net(at, unet), device, dtype) for which, at in controls.items()}
     return model
+
+
+def control_net(folder, unet):
+    """The ControlNet in `folder`. AppError E_MODEL_PARTS if it is not one for this network."""
+    net = component(folder.parent, folder.name, ControlNetModel)
+    for name in ("in_channels", "block_out_channels", "cross_attention_dim", "layers_per_block"):
+        if str(net.config[name]).strip("[()]") != str(unet.config[name]).strip("[()]"):  # a default is a tuple, what JSON says a list
+            raise AppError("E_MODEL_PARTS", folder=folder.parent.name, given=f"{folder.name} that fits the base")
+    return net
 
 
 def merge(net, folder):
     """Adds the LoRA in `folder` to the weights of `net`, in the strength of AnimateLCM's example. AppError E_MODEL_PARTS."""
     files = sorted(folder.glob("*.safetensors"))
     files = [path for path in files if "lora" in path.name.lower()] or files  # on the hub it lies beside the motion adapter
-    try:
+    with usable(folder.parent, "lora"):
         weights, alphas, *_ = StableDiffusionLoraLoaderMixin.lora_state_dict(load_file(files[0]), unet_config=net.config)
         if not any(key.startswith("unet.") and "lora" in key for key in weights):  # diffusers would only warn
             raise ValueError("no LoRA of the network")
@@ -116,14 +119,3 @@ def merge(net, folder):
         net.set_adapters(["lcm"], [LORA_SCALE])
         net.fuse_lora()
         net.unload_lora()
-    except (*UNREAD, IndexError) as error:
-        raise AppError("E_MODEL_PARTS", folder=folder.parent.name, given="lora") from error
-
-
-def digest_of(places):
-    """One sha256 of all weights and configs that the parts are made of."""
-    found = hashlib.sha256()
-    for part, folder in sorted(places.items()):
-        for path in sorted(path for path in folder.rglob("*") if path.suffix in (".safetensors", ".json")):
-            found.update(f"{part}/{path.relative_to(folder)} {sha256_of(path)}".encode())
-    return found.hexdigest()

@@ -14,9 +14,9 @@ from diffusers import DDIMScheduler, LCMScheduler, UNet3DConditionModel
 
 from ..checkpoint import read_weights, sha256_of, write_json, write_weights
 from ..errors import AppError
-from . import fill
+from . import facts_of, fill
 from .base import Learned, ModelInfo
-from .latent import LatentModel, component, load_parts, read_config, ready, schedule_of
+from .latent import PARTS, LatentModel, component, digest_of, load_parts, read_config, ready, require_fit, schedule_of
 from .vgen import NEGATIVE_PROMPT, PROMPT_SUFFIX, VGenConfig, build, depth_map
 
 GUIDANCE = 9.0  # w of the teacher (Sec. 4.1)
@@ -65,6 +65,13 @@ def scheduler_of(role):
     return DDIMScheduler(**COMMON, timestep_spacing="leading", steps_offset=1, set_alpha_to_one=False)
 
 
+def index_of(role):
+    """What stock diffusers reads first of a folder that is to be loaded whole, with what is placed beside the network."""
+    libraries = {"unet": UNet3DConditionModel, "scheduler": type(scheduler_of(role)), **PARTS}
+    named = {part: [kind.__module__.partition(".")[0], kind.__name__] for part, kind in libraries.items()}
+    return {"_class_name": "TextToVideoSDPipeline", **named}
+
+
 # ---- folder -> model
 
 
@@ -81,12 +88,9 @@ def load_folder(name, folder, base, manifest, places, role, device, dtype):
     parts = load_parts(base, device, dtype)
     net = read_network(places, manifest) if official else read_unet(base, manifest, places)
     width, channels = (net.config.context_dim, net.config.in_dim) if official else (net.config.cross_attention_dim, net.config.in_channels)
-    if parts["text_encoder"].config.hidden_size != width:
-        raise AppError("E_MODEL_PARTS", folder=folder.name, given=f"text_encoder of width {width}")
-    if parts["vae"].config.latent_channels != channels:
-        raise AppError("E_MODEL_PARTS", folder=folder.name, given=f"vae of {channels} latent channels")
-    sha256 = sha256_of(folder / ("manifest.json" if (folder / "manifest.json").is_file() else FILES["unet"]))
-    info = ModelInfo(name, role, tuple(manifest["tasks"]), manifest["guidance"], manifest["fps"], sha256)
+    require_fit(folder, parts, width, channels)
+    whole = (folder / "manifest.json").is_file()  # with the sha256 of every file in it
+    info = ModelInfo(name, role, *facts_of(manifest), sha256_of(folder / "manifest.json") if whole else digest_of({"": folder}))
     texts = (PROMPT_SUFFIX, NEGATIVE_PROMPT) if official else ("", "")
     return FolderModel(info, parts, ready(net, device, dtype), *schedule, device, dtype, *texts)
 

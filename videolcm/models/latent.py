@@ -4,15 +4,17 @@ In: folders in diffusers' layout, component by component and safetensors only. O
 It knows nothing about denoising networks, hubs or pages.
 """
 
+import hashlib
 import json
+from contextlib import contextmanager
 
 import torch
 from diffusers import AutoencoderKL
-from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from ..checkpoint import sha256_of
 from ..errors import AppError
-from ..memory import in_parts
+from ..memory import in_parts, ran_out
 from ..schedule import Schedule
 from .base import VideoModel
 
@@ -21,7 +23,6 @@ PARTS = {"text_encoder": CLIPTextModel, "tokenizer": CLIPTokenizer, "vae": Autoe
 # A linear look at Stable Diffusion's latents: RGB in [-1, 1] of each of the four channels (Keturn, "Decoding latents to RGB without
 # upscaling", discuss.huggingface.co/t/23204).
 LATENT_RGB = ((0.298, 0.207, 0.208), (0.187, 0.286, 0.173), (-0.158, 0.189, 0.264), (-0.184, -0.271, -0.473))
-UNREAD = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError)  # what from_pretrained raises for files that are not what they say
 PREDICTIONS = {"v_prediction": Schedule.x0_from_v, "epsilon": Schedule.x0_from_eps}  # diffusers' names for what a network says
 
 
@@ -106,10 +107,8 @@ def component(folder, part, kind):
     files = [path.name for path in (folder / part).glob("*.safetensors")]
     if any(".fp16." in file for file in files) and all(".fp16." in file for file in files):  # where it is all that was fetched
         options["variant"] = "fp16"
-    try:
+    with usable(folder, part):
         found = kind.from_pretrained(folder / part, local_files_only=True, **options)
-    except UNREAD as error:
-        raise AppError("E_MODEL_PARTS", folder=folder.name, given=part) from error
     if not options:
         return found
     net, told = found
@@ -118,11 +117,42 @@ def component(folder, part, kind):
     return net
 
 
+def require_fit(folder, parts, width, channels):
+    """AppError E_MODEL_PARTS unless the text encoder says tokens of this width and the autoencoder latents of so many channels."""
+    if parts["text_encoder"].config.hidden_size != width:
+        raise AppError("E_MODEL_PARTS", folder=folder.name, given=f"text_encoder of width {width}")
+    vae = parts["vae"].config
+    if vae.latent_channels != channels:
+        raise AppError("E_MODEL_PARTS", folder=folder.name, given=f"vae of {channels} latent channels")
+    if not isinstance(vae.scaling_factor, (int, float)) or not vae.scaling_factor > 0:
+        raise AppError("E_MODEL_PARTS", folder=folder.name, given="scaling_factor of the vae")
+
+
+def digest_of(places):
+    """One sha256 of all weights and configs that the parts, {name: folder}, are made of."""
+    found = hashlib.sha256()
+    for part, folder in sorted(places.items()):
+        for path in sorted(path for path in folder.rglob("*") if path.suffix in (".safetensors", ".json")):
+            found.update(f"{part}/{path.relative_to(folder)} {sha256_of(path)}".encode())
+    return found.hexdigest()
+
+
+@contextmanager
+def usable(folder, part):
+    """Makes AppError E_MODEL_PARTS of what a library raises for files that are not what they say, which is anything; not of memory that ran out."""
+    try:
+        yield
+    except Exception as error:
+        if ran_out(error):
+            raise
+        raise AppError("E_MODEL_PARTS", folder=folder.name, given=part) from error
+
+
 def read_config(folder, file):
     """The JSON object in a file of a model folder. AppError E_MODEL_PARTS."""
     try:
         found = json.loads((folder / file).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise AppError("E_MODEL_PARTS", folder=folder.name, given=file) from error
     if not isinstance(found, dict):
         raise AppError("E_MODEL_PARTS", folder=folder.name, given=file)
@@ -132,9 +162,9 @@ def read_config(folder, file):
 def schedule_of(config, **otherwise):
     """(Schedule, prediction) that the config of a diffusers scheduler means, with some words of it said otherwise. AppError E_SCHEDULER."""
     config = {"prediction_type": "epsilon", "beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02, **config, **otherwise}
-    asked = {name: config[name] for name in ("beta_schedule", "beta_start", "beta_end")}
-    if config["prediction_type"] not in PREDICTIONS or config.get("trained_betas") is not None or config.get("num_train_timesteps", 1000) != 1000:
-        raise AppError("E_SCHEDULER", detail=f"prediction {config['prediction_type']} of {config.get('num_train_timesteps', 1000)} timesteps")
+    asked, timesteps = {name: config[name] for name in ("beta_schedule", "beta_start", "beta_end")}, config.get("num_train_timesteps", 1000)
+    if config["prediction_type"] not in list(PREDICTIONS) or config.get("trained_betas") is not None or timesteps != 1000:
+        raise AppError("E_SCHEDULER", detail=f"prediction {config['prediction_type']} of {timesteps} timesteps")
     try:
         schedule = Schedule(zero_terminal_snr=bool(config.get("rescale_betas_zero_snr")), **asked)
     except (AppError, TypeError) as error:

@@ -1,7 +1,7 @@
 """The official VideoLCM and TF-T2V networks (ali-vilab/VGen): diffusers' UNet3DConditionModel, condition encoders and image tokens.
 
 In: a state dict in the official names and a config in VGen's words (what is left out is read off the tensors). Out: a network
-`net(x, t, y, depth=...) -> v` that has every tensor of it. Also how the official inference prepares text, depth, masks and frames.
+`net(x, t, y, depth=...) -> v` that has every tensor of it. Also how the official inference prepares text and depth.
 It knows nothing about files, schedules or the face of a VideoModel.
 """
 
@@ -24,6 +24,7 @@ NEGATIVE_PROMPT = (
 )
 UNET3D_HEADS = 8  # of the first temporal transformer, fixed in diffusers
 GROUPS = 32  # of every group normalisation
+DEEPEST, WIDEST = 64, 2**14  # blocks and channels; the release has 8 and 1280
 ENCODERS = {  # argument: (VGen's composition, its two names in a checkpoint, channels of the map)
     "depth": ("depthmap", "depth_embedding", "depth_embedding_after", 1),
     "sketch": ("sketch", "sketch_embedding", "sketch_embedding_after", 1),
@@ -60,8 +61,12 @@ class VGenConfig:
             if not sound(value, field.type) or value in ((), 0) and field.name not in ("attn_scales", "concat_dim"):
                 raise AppError("E_VGEN_CONFIG", detail=f"{field.name} is {value}")
             object.__setattr__(self, field.name, value)
-        if any(channels % GROUPS for channels in (self.dim, *self.channels)):
-            raise AppError("E_VGEN_CONFIG", detail=f"dim {self.dim} times dim_mult must give multiples of {GROUPS}")
+        if self.num_res_blocks * len(self.dim_mult) > DEEPEST or self.adapter_transformer_layers > DEEPEST:
+            raise AppError("E_VGEN_CONFIG", detail=f"more than {DEEPEST} blocks or layers")
+        if any(channels % GROUPS or channels > WIDEST for channels in (self.dim, *self.channels)):
+            raise AppError("E_VGEN_CONFIG", detail=f"dim {self.dim} times dim_mult must give multiples of {GROUPS} up to {WIDEST}")
+        if self.dim_mult[0] != 1:
+            raise AppError("E_VGEN_CONFIG", detail=f"dim_mult begins with {self.dim_mult[0]}, in diffusers always with 1")
 
     @property
     def channels(self):
@@ -96,11 +101,12 @@ class VGenConfig:
 def sound(value, kind):
     """Whether a config's value is of the kind that its field declares: a whole number, a tuple of words, or one of numbers above 0."""
     if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+        return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= WIDEST
     if kind == tuple[str, ...]:
         return isinstance(value, tuple) and all(isinstance(word, str) for word in value)
-    right = isinstance(value, tuple) and (kind != tuple[int, int] or len(value) == 2)
-    return right and all(isinstance(number, Real) and 0 < number < math.inf for number in value)
+    if kind == tuple[int, int]:
+        return isinstance(value, tuple) and len(value) == 2 and all(isinstance(number, int) and number > 0 for number in value)
+    return isinstance(value, tuple) and all(isinstance(number, Real) and 0 < number < math.inf for number in value)
 
 
 # ---- the network
@@ -187,7 +193,7 @@ class VideoUNet(nn.Module):
         """
         total = x.new_zeros(len(x), self.config.concat_dim, *x.shape[2:])
         for name, value in maps.items():
-            there = (value.flatten(1).amax(1) > -1).to(x.dtype)  # (B,)
+            there = (value.flatten(1) != -1).to(x.dtype).amax(1)  # (B,)
             total = total + self.encoders[name](value, self.grid(*x.shape[3:])) * there[:, None, None, None, None]
         return total
 
@@ -354,7 +360,7 @@ def infer_config(state_dict):
 
     dim, out_dim, context = size("input_blocks.0.0.weight", 0), size("out.2.weight", 0), size(CROSS_ATTENTION, 1)
     blocks = {name.split(".")[1] for name in state_dict if name.startswith("input_blocks.")}
-    downs = sorted(int(i) for i in blocks if f"input_blocks.{i}.op.weight" in state_dict)
+    downs = sorted(int(i) for i in blocks if i.isdecimal() and f"input_blocks.{i}.op.weight" in state_dict)
     stride = downs[0] if downs else len(blocks)
     firsts = [1 + level * stride for level in range(len(downs) + 1)]
     channels = [size(f"input_blocks.{i}.0.out_layers.3.weight", 0) for i in firsts]
@@ -377,21 +383,10 @@ def infer_config(state_dict):
     }
 
 
-# ---- how the official inference prepares conditions (inference_videolcm_vcomposer_entrance.py)
+# ---- how the official inference prepares depth (inference_videolcm_vcomposer_entrance.py); a hole it lays out as masks.masked_map does
 
 
 def depth_map(inverse_depth):
     """Inverse depth as MiDaS DPT-Large gives it, >= 0 and large where near, of torch or numpy -> the range that the depth encoder was trained
     on. One that is known in [0, 1] only lies inside of it as it is."""
     return (inverse_depth / 20).clip(0, 10)
-
-
-def masked_map(pixels, hole):
-    """pixels (B, 3, F, H, W) in [-1, 1] and hole (B, 1, F, H, W), 1 where content is removed -> (B, 4, F, H, W); the hole is grey, 0."""
-    return torch.cat([pixels * (1 - hole), 1 - hole], 1)
-
-
-def frame_indices(fps, total, sample_fps, frames=16, start=0):
-    """Which frames of a video the official loop keeps, each the last of its stride; fewer than `frames` (the rest stays black) near its ends."""
-    stride = round(fps / sample_fps)
-    return [i for i in range(start - 1, start - 1 + frames * stride, stride) if 0 <= i < total - 1]

@@ -16,6 +16,7 @@ from videolcm.ui.history import build_history
 from videolcm.ui.look import STYLE, theme
 from videolcm.ui.tab import build_tab
 from videolcm.ui.tabs import EARTH, EXAMPLES, TABS
+from videolcm.ui.weights import build_weights
 
 __all__ = ["Engine", "build_ui", "launch"]
 
@@ -25,9 +26,9 @@ KEEP = (600, 3600)  # seconds between two clean-ups, and until a clip is removed
 MAX_WAITING = 32  # jobs in the queue
 
 
-def build_ui(engine, folder=None, distilling=None, history=None):
+def build_ui(engine, folder=None, distilling=None, history=None, no_downloads=None):
     """The page as gr.Blocks. Clips pass through `folder`, a new temporary one if None. `distilling` is what distil.build_distil takes; finished clips
-    are kept in `history`, a history.History, or nowhere."""
+    are kept in `history`, a history.History, or nowhere; `no_downloads` says why there are none from this page, None where there are."""
     folder = folder or tempfile.mkdtemp(prefix="videolcm-")
     with gr.Blocks(title="VideoLCM", analytics_enabled=False, delete_cache=KEEP) as page:
         gr.Markdown(TITLE, elem_id="title")
@@ -39,6 +40,7 @@ def build_ui(engine, folder=None, distilling=None, history=None):
                 distil.build_distil(*distilling, tabs, compared)
             if history:
                 build_history(history, folder)
+            build_weights(no_downloads)
     return page.queue(max_size=MAX_WAITING)
 
 

@@ -7,6 +7,7 @@ closed page misses is on disk: the list is read anew every two seconds. It knows
 import gradio as gr
 
 from videolcm.jobs import CONDITIONS, OPTIMISERS, PRESETS, Knobs
+from videolcm.sources import licence_of
 from videolcm.ui import distil_messages as say
 from videolcm.ui.distil_handlers import ACTIONS, make_action, make_compare_now, make_refresh, make_start, suggested
 from videolcm.ui.parts import paths_of
@@ -44,7 +45,8 @@ def build_knobs(guard, teachers):
     """The left column: the components in the order of the handler's parameters, Start, and the password."""
     default = Knobs()
     with gr.Row():
-        teacher = gr.Dropdown(list(teachers), value=next(iter(teachers)), label="Teacher", min_width=120)
+        licences = " ".join(f"{name}: {licence_of(ref)}" for name, ref in teachers.items() if licence_of(ref))
+        teacher = gr.Dropdown(list(teachers), value=next(iter(teachers)), label="Teacher", info=licences or None, min_width=120)
         preset = gr.Dropdown([(OWN, ""), *((name, name) for name in PRESETS)], value="one minute look", label="Preset", min_width=120)
     start = gr.Button("Start", variant="primary")
     with gr.Accordion("Knobs, used without a preset", open=False):

@@ -6,7 +6,8 @@ about models or clips; what is in range is the Request's to say.
 
 import gradio as gr
 
-from videolcm.sources import menu
+from videolcm.sources import SOURCES, about, licence_of, menu
+from videolcm.students import students
 from videolcm.ui import messages
 from videolcm.ui.handlers import extractor_choices, make_handler
 from videolcm.ui.hole import build_hole, wire_hole
@@ -80,9 +81,11 @@ def build_advanced(tab):
             controls["fit"] = gr.Radio(FITS, value="crop", label="A video of another shape", min_width=160)
     controls["sampler"] = gr.Radio(SAMPLERS, value="lcm", label="Sampler")
     controls["role"] = gr.Radio(("student", "teacher"), value="student", label="Model", info="The student learned the teacher's result in few steps.")
-    info = "Students that were distilled here join the list; what is not here is fetched on the command line."
+    info = "Students that were distilled here join the list; what is not here can be downloaded in the tab Models."
     controls["model"] = gr.Dropdown(model_names(), value="toybox", label="Weights", info=info)
     controls["model"].focus(lambda: gr.update(choices=model_names(with_memory=True)), None, controls["model"], **QUIET)
+    chosen = gr.Markdown(visible=False)
+    controls["model"].change(lambda name: gr.update(value=told(name), visible=bool(told(name))), controls["model"], chosen, **QUIET)
     with gr.Row():
         controls["frames"] = gr.Slider(8, 32, 16, step=1, label="Frames", min_width=140)
         controls["size"] = gr.Dropdown(SIZES, value="256x256", label="Size", min_width=120)
@@ -99,6 +102,13 @@ def model_names(with_memory=False):
     from videolcm import memory, models
 
     return menu(memory.available(models.pick_device(None)))
+
+
+def told(name):
+    """What has to be known of the weights that were chosen before they are loaded: their row of SOURCES, or their licence; "" for toybox."""
+    if name in list(SOURCES):
+        return "" if name == "toybox" else about(name)
+    return licence_of(name) or "" if name in list(students()) else ""
 
 
 def build_stage(tab):
