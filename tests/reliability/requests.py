@@ -74,7 +74,7 @@ def doors():
 
     asked = ("prompt", "steps", "seed", "frames", "height", "width", "sampler", "guidance", "gamma", "task", "extractor", "also", "strength", "video")
     knobs = ("iterations", "batch", "lr", "guidance", "ema", "skip", "huber", "seed", "minutes", "conditions", "images")
-    follow = ("video", "masks", "box", "start", "fit", "moving", "grow", "feather")
+    follow = ("video", "masks", "box", "start", "span", "fit", "moving", "grow", "feather")
 
     def following(task, prompt, **values):
         return request_with(Material(**values), task, prompt=prompt)
