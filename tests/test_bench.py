@@ -5,6 +5,7 @@ import torch
 from conftest import FakeModel
 
 from videolcm import bench
+from videolcm.conditions import EXTRACTORS
 from videolcm.models.toybox import Denoiser, DenoiserConfig
 
 
@@ -34,6 +35,48 @@ def test_table_1_has_every_size_and_sampler(small):
     assert rows[0]["speed_up"] == 1.0 and rows[0]["total"] >= rows[0]["denoise"] > 0
     lines = bench.table_of(rows).splitlines()
     assert len(lines) == 12 and len({line.count("|") for line in lines}) == 1
+
+
+def test_medians_are_of_runs_in_turn():
+    order, answers = [], {"a": iter((5, 1, 3)), "b": iter((7,))}
+
+    def run(name):
+        order.append(name)
+        return {"total": next(answers[name])}
+
+    heard = []
+    assert bench.medians({"a": lambda: run("a"), "b": (lambda: run("b"), 1)}, 3, heard.append) == {"a": {"total": 3}, "b": {"total": 7}}
+    assert order == ["a", "b", "a", "a"] and heard[:2] == ["a, round 1 of 3", "b, round 1 of 1"]
+
+
+def test_one_and_eight_clips_are_timed_by_the_same_means(small):
+    one, eight = bench.one_clip(*small, rounds=1), bench.eight_clips(*small, rounds=1)
+    assert one["seconds_4_steps"]["write"] > 0 and 0 < one["share_decode_and_write"] < 1 and one["speed_up_one_clip"] > 0
+    assert set(eight) == {"seconds_eight_lcm4", "seconds_eight_ddim50", "speed_up_eight_clips"}
+    assert [len(model.calls) for model in small] == [4 + 4 + 4, 50 + 50]
+
+
+def test_maps_are_made_anew_every_time(small, monkeypatch):
+    seen = []
+
+    def look(frames, device, dtype):
+        seen.append((frames.shape, dtype))
+        return frames[..., 0] / 255
+
+    monkeypatch.setitem(EXTRACTORS, "hed", EXTRACTORS["hed"]._replace(function=look))
+    assert bench.extraction(small[0], 2, ("hed",))["hed"] >= 0 and seen == [((16, 256, 256, 3), torch.float32)] * 3
+
+
+def test_diffusers_runs_the_same_network_on_the_same_timesteps(monkeypatch):
+    asked = []
+
+    def forward(self, x, t, y):
+        asked.append(int(t[0]))
+        return x
+
+    monkeypatch.setattr("videolcm.models.vgen.VideoUNet.forward", forward)
+    assert bench.beside_diffusers(rounds=1, shape=(4, 2, 4, 4)) > 0
+    assert asked[:4] == asked[4:] == [999, 759, 499, 259]
 
 
 def test_growth_begins_at_one(small):

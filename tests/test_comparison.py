@@ -4,8 +4,10 @@ import io
 
 import pytest
 from conftest import FakeModel, wait_for
+from media import make
 from PIL import Image
-from test_browser import PATIENCE, browser  # noqa: F401  browser is a fixture
+from test_browser import BRUSH_IS_THERE, PATIENCE, browser, sync_api  # noqa: F401  browser is a fixture
+from test_uploads import textured
 
 from videolcm.ui import Engine, build_ui, launch
 
@@ -171,3 +173,33 @@ def test_stop_all(compared, tab):
         model.delay = 0.02
     wait_for(lambda: not tab[1].device.locked())
     assert len(model.calls) < 8
+
+
+def test_a_hole_is_painted_for_all_cells(compared, tmp_path):
+    pane = compared.locator("#compare")
+    pane.get_by_label("Inpaint").check()
+    pane.locator("input[type=file]").first.set_input_files(make(tmp_path / "grain.mp4", textured(16, 256, 256)))
+    compared.wait_for_function(BRUSH_IS_THERE)
+    canvas = pane.locator(".painting canvas").first
+
+    def figures_after_a_stroke():
+        canvas.scroll_into_view_if_needed()
+        box = canvas.bounding_box()
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        compared.mouse.move(x - 40, y)
+        compared.mouse.down()
+        for i in range(10):
+            compared.mouse.move(x - 40 + 8 * i, y)
+            compared.wait_for_timeout(60)
+        compared.mouse.up()
+        compared.wait_for_timeout(500)
+        compared.get_by_role("button", name="Compare", exact=True).click()
+        try:
+            pane.locator(".tile dt", has_text="PSNR outside").first.wait_for(timeout=PATIENCE / 8)
+        except sync_api.TimeoutError:
+            return False
+        return True
+
+    assert any(figures_after_a_stroke() for _ in range(8))  # a stroke before the editor is ready is lost
+    compared.get_by_text("Done: 5 clips").wait_for()
+    assert pane.locator(".tile dt", has_text="PSNR outside").count() == 5

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import gradio as gr
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ from conftest import FakeModel, wait_for
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError as ClientError
 from media import make
+from test_history import KEY
 
+from videolcm.history import History
 from videolcm.ui import Engine, build_ui, comparison_handlers, launch
 from videolcm.ui.comparison_handlers import FILES, FOLLOWING, NAMES, OUTPUTS, Stops, cells_of, make_compare, make_comparison, make_files
 from videolcm.ui.restore import restored
@@ -31,7 +34,7 @@ ASKED = {
     "frames": 8,
     "size": "128x128",
     "task": "text",
-    **dict.fromkeys(FOLLOWING),
+    **dict.fromkeys((*FOLLOWING, "painting")),
 }
 
 
@@ -90,7 +93,7 @@ def test_a_comparison_follows_a_video_and_its_file_says_how(tmp_path):
     video = np.zeros((8, 128, 128, 3), np.uint8)
     video[:, 40:80, 40:80] = 200
     asks = {"task": "sketch", "video": str(make(tmp_path / "box.mp4", video)), "strength": 0.5, "extractor": "canny", "also": False}
-    asks |= {"start": 0.0, "fit": "crop"}
+    asks |= {"start": 0.0, "span": 0.0, "fit": "crop"}
     stops = Stops()
     shown = last_board(asked(engine_of(), stops, tmp_path, **asks, steps=[1], with_reference=False))
     assert states(shown) == ["done"] and "Edge F1" in dict(shown["board"]["cells"][0]["figures"])
@@ -102,6 +105,30 @@ def test_a_comparison_follows_a_video_and_its_file_says_how(tmp_path):
         "extractor": "canny",
         "also": False,
     }
+
+
+def test_a_painted_hole_is_compared_and_its_file_says_how_it_was_made(tmp_path):
+    video = np.zeros((16, 128, 128, 3), np.uint8)
+    video[:, 40:80, 40:80] = np.arange(0, 160, 10)[:, None, None, None]
+    painted = np.zeros((128, 128, 4), np.uint8)
+    painted[50:70, 50:70] = 255
+    brush = cv2.imencode(".png", painted)[1].tobytes()
+    asks = {"task": "inpaint", "video": str(make(tmp_path / "box.mp4", video)), "painting": [brush], "box": "0.1,0.1,0.3,0.25"}
+    asks |= {"start": 0.5, "span": 1.25, "fit": "crop", "moving": False, "grow": 3, "feather": 2}
+    strips = []
+    for more in ({}, {"painting": None}):
+        stops = Stops()
+        shown = last_board(asked(engine_of(), stops, tmp_path, **{**asks, **more}, steps=[1], with_reference=False))
+        assert states(shown) == ["done"] and "PSNR outside" in dict(shown["board"]["cells"][0]["figures"])
+        strips.append(shown["board"]["cells"][0]["strip"])
+    assert strips[0] != strips[1]  # what was painted counts
+    for buttons in make_files(tmp_path)(stops):
+        controls = restored(buttons[0]["value"])
+    assert {name: controls[name] for name in (*asks,) if name in controls} == {
+        name: value for name, value in asks.items() if name not in ("video", "painting")
+    }
+    again = {**dict.fromkeys(ASKED), **controls, "video": asks["video"]}
+    assert last_board(asked(engine_of(), **again))["board"]["cells"][0]["strip"] == strips[1]
 
 
 def test_a_student_that_was_distilled_here_is_compared_and_comes_back_from_the_file(tmp_path, monkeypatch):
@@ -141,6 +168,16 @@ def test_cells_fill_as_they_finish():
     assert seen[0] == ["waiting"] * 3
     for stage in (["done", "waiting", "waiting"], ["done", "done", "waiting"], ["done"] * 3):
         assert stage in seen
+
+
+def test_every_clip_is_kept_once(tmp_path):
+    history, stops = History(tmp_path / "kept"), Stops()
+    stops.begin(KEY)
+    values = [ASKED[name] for name in NAMES]
+    assert states(last_board(asked(engine_of()))) == ["done"] * 3
+    for _ in make_comparison(engine_of(), tmp_path, history)(stops, *values):
+        pass
+    assert sorted((kept.settings["role"], kept.settings["steps"]) for kept in history.list(KEY)) == [("student", 1), ("student", 2), ("teacher", 9)]
 
 
 def test_one_cell_is_stopped_and_the_rest_goes_on():
@@ -279,7 +316,7 @@ def test_api_is_described(page):
     described = page[0].view_api(return_format="dict", print_info=False)["named_endpoints"]["/compare"]
     names = ["prompt", "steps", "seed", "sampler", "gamma", "teacher_steps", "frames", "size", "task", *FOLLOWING]
     assert [p["parameter_name"] for p in described["parameters"]] == names and "side by side" in described["description"]
-    assert [p["parameter_has_default"] for p in described["parameters"]] == [False] + 19 * [True]
+    assert [p["parameter_has_default"] for p in described["parameters"]] == [False] + (len(names) - 1) * [True]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import CELL, FakeModel, moving_square
 
-from videolcm import conditions, pipeline
+from videolcm import conditions, stopwatch
 from videolcm.errors import AppError
 from videolcm.pipeline import Progress, Request, Result, generate, save, size_of, to_frames, unknown_words
 from videolcm.video import read_settings, sha256_of
@@ -229,7 +229,7 @@ def test_seconds(teacher, tmp_path):
 
 def test_the_consumers_time_is_not_counted(model, monkeypatch):
     clock = iter(range(1000))
-    monkeypatch.setattr(pipeline.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(stopwatch.time, "perf_counter", lambda: next(clock))
     events = []
     for event in generate(model, Request(PROMPT, steps=2, **SMALL)):
         events.append(event)

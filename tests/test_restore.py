@@ -105,6 +105,28 @@ def test_what_does_not_fit_is_refused_in_a_line(tmp_path, code, settings):
     assert str(tmp_path) not in str(error.value) and len(str(error.value)) < 250
 
 
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("E_FIT", {"fit": "stretch"}),
+        ("E_NUMBER", {"grow": 65}),
+        ("E_NO_SETTINGS", {"start": "soon"}),
+        ("E_NO_SETTINGS", {"box": ["left"]}),
+        ("E_NO_SETTINGS", {"box": 3}),
+    ],
+)
+def test_how_files_were_used_is_checked(tmp_path, code, told):
+    settings = settings_of([Cell("student", "lcm", 1)])
+    material = {"start": 0.5, "span": 4.0, "fit": "pad", "box": [0, 0.25, 0.5, 1], "moving": False, "grow": 2, "feather": 0}
+    settings["cells"][0] |= {"task": "inpaint", "material": material}
+    values = back(tmp_path, settings)
+    assert {name: values[name] for name in material} == {**material, "box": "0.0,0.25,0.5,1.0"}
+    settings["cells"][0]["material"] = material | told
+    with pytest.raises(AppError) as error:
+        back(tmp_path, settings)
+    assert error.value.code == code and len(str(error.value).splitlines()) == 1
+
+
 def test_a_file_without_settings_is_named_without_its_folder(tmp_path):
     (tmp_path / "notes.png").write_bytes(b"\x89PNG nothing")
     for name, code in (("notes.png", "E_NO_SETTINGS"), ("gone.png", "E_INPUT")):

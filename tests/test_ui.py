@@ -18,7 +18,7 @@ import app
 from videolcm import pipeline, world
 from videolcm.errors import AppError
 from videolcm.pipeline import Request, Result
-from videolcm.ui import Engine, build_ui, launch, messages, tab, tabs
+from videolcm.ui import Engine, build_ui, launch, messages, parts, tab, tabs
 from videolcm.ui.engine import Loading, Waiting
 from videolcm.ui.handlers import make_handler
 from videolcm.video import read_settings
@@ -278,7 +278,7 @@ def test_cancelling_a_job_of_the_api_frees_the_device(page):
 def test_the_page_agrees_with_the_pipeline():
     assert pipeline.MAX_STEPS["lcm"] == tab.MAX_STEPS and pipeline.MAX_PROMPT == tab.MAX_PROMPT
     assert {name: sampler for sampler, name in tab.ROLE_OF.items()} == pipeline.SAMPLER_OF
-    for size in tab.SIZES:
+    for size in parts.SIZES:
         width, height = pipeline.size_of(size)
         Request(PROMPT, width=width, height=height)
 

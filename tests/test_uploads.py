@@ -1,6 +1,7 @@
 """Files -> requests that follow them, and the command line on top: what reaches the denoiser, what is kept, what is refused."""
 
 import json
+import math
 
 import cv2
 import numpy as np
@@ -97,6 +98,19 @@ def hole_of(files, name="grain.mkv", **values):
     return request_with(Material(files[name], **values), task="inpaint", prompt=PROMPT, **SMALL)[0].hole
 
 
+def test_a_span_of_the_video_becomes_the_clip(tmp_path):
+    grey = np.arange(0, 192, 4, dtype=np.uint8)[:, None, None, None].repeat(128, 1).repeat(160, 2).repeat(3, 3)  # six seconds
+    path = str(make(tmp_path / "slow.mp4", grey))
+    for span, step in ((0, 4), (4.0, 16), (0.5, 2)):
+        request, notices = request_with(Material(path, start=0.5, span=span), task="depth", prompt=PROMPT, **SMALL)
+        levels = request.video.astype(int).mean((1, 2, 3))
+        assert abs(levels[0] - 16) < 3 and abs((levels[-1] - levels[0]) / 7 - step) < 1, span
+        assert ("Resampled" in str(notices)) == (span != 0) and request.material["span"] == span
+    for wrong in (-1, 31, 0.1, math.nan, True, "2"):
+        with pytest.raises(AppError, match="E_NUMBER"):
+            request_with(Material(path, span=wrong), task="depth", prompt=PROMPT, **SMALL)
+
+
 def test_a_hole_moves_with_the_picture_or_stays(files):
     still, moving = (hole_of(files, masks=(files["mask.png"],), moving=moving) for moving in (False, True))
     assert (still == still[:1]).all() and (still[0] == moving[0]).all()
@@ -166,7 +180,7 @@ def test_a_file_is_decoded_once_and_again_when_it_changed(files, monkeypatch):
     seen = []
     monkeypatch.setattr(uploads, "read_video", lambda *args, **options: seen.append(args) or read_video(*args, **options))
     uploads.kept.cache_clear()
-    asked = {"frames": 8, "size": (128, 160), "start": 0, "fit": "crop"}
+    asked = {"frames": 8, "size": (128, 160), "start": 0, "fit": "crop", "rate": 8}
     first, again = (uploads.read(files["depth.mp4"], **asked) for _ in range(2))
     assert first is again and len(seen) == 1
     make(files["depth.mp4"], corners(8, 128, 160))

@@ -14,7 +14,7 @@ from .errors import AppError
 from .processes import device_of, share_of
 
 FILES = ("video", "mask")  # what a Request holds as `video` and `hole` is named by files here, and by how to use them
-USES = ("start", "fit", "box", "moving", "grow", "feather")
+USES = ("start", "span", "fit", "box", "moving", "grow", "feather")
 TEXTS = (*FILES, "box", "fit", "extractor")
 BESIDE = ("said",)  # of assets/prompts.jsonl: what the judge looks for
 
@@ -50,7 +50,7 @@ def line_arguments(args, line):
     from .batch import fields_of
     from .pipeline import Request, size_of
 
-    known = {*Request.__dataclass_fields__, *FILES, *USES, *BESIDE} - {"hole"}
+    known = {*Request.__dataclass_fields__, *FILES, *USES, *BESIDE} - {"hole", "material"}
     asked = fields_of(line, known)
     for name in asked.keys() & {*TEXTS, "also"}:
         require_text(name, asked[name])

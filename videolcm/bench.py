@@ -15,14 +15,19 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from .conditions import EXTRACTORS
 from .models.base import Conditions
-from .pipeline import Request, Stopwatch, generate, save, timed, to_frames
-from .sampling import SAMPLERS, Noise, guided
+from .pipeline import Request, generate, save, to_frames
+from .sampling import SAMPLERS, Noise, guided, sample_lcm
+from .schedule import Schedule
+from .stopwatch import Stopwatch, timed
 from .video import write_mp4
+from .world import sample
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPT = "a red ball rolls to the left over snow"
@@ -35,6 +40,8 @@ def quick(student, teacher, report):
     figures |= one_clip(student, teacher)
     report("eight clips")
     figures |= eight_clips(student, teacher)
+    report("maps")
+    figures["seconds_of_maps"] = extraction(student)
     report("import and first page")
     figures["import_ratio"] = import_ratio()
     figures |= page()
@@ -66,21 +73,33 @@ def matmul_peak(dtype, n=2048):
     return round(2 * n**3 / min(seconds[1:]) / 1e9)
 
 
-def one_clip(student, teacher, rounds=5):
-    """Medians over interleaved rounds, text to written mp4: seconds by stage at 4 steps, and how much longer 50 guided DDIM steps take."""
-    requests = {"lcm4": (student, Request(PROMPT, steps=4)), "ddim50": (teacher, Request(PROMPT, steps=50, sampler="ddim"))}
-    made(student, requests["lcm4"][1])
-    taken = {name: [] for name in requests}
+def medians(plans, rounds, report=lambda line: None):
+    """{name: {stage: seconds}} of `plans`, {name: a function that gives its seconds by stage, or (such a function, its own fewer rounds)}.
+
+    All are called in turn, round by round, so that whatever else the machine does meets all of them; then each has its medians.
+    """
+    taken = {name: [] for name in plans}
     for index in range(rounds):
-        for name, (model, request) in requests.items():
-            if name == "lcm4" or index < 3:
-                taken[name].append(made(model, request).seconds)
-    median = {name: {stage: statistics.median(row[stage] for row in rows) for stage in rows[0]} for name, rows in taken.items()}
+        for name, plan in plans.items():
+            run, limit = plan if isinstance(plan, tuple) else (plan, rounds)
+            if index < limit:
+                report(f"{name}, round {index + 1} of {limit}")
+                taken[name].append(run())
+    return {name: {stage: statistics.median(row[stage] for row in rows) for stage in rows[0]} for name, rows in taken.items()}
+
+
+def one_clip(student, teacher, rounds=5):
+    """Medians, text to written mp4: seconds by stage at 4 steps, and how much longer 50 guided DDIM steps take."""
+    few, many = Request(PROMPT, steps=4), Request(PROMPT, steps=50, sampler="ddim")
+    made(student, few)
+    found = medians({"lcm4": lambda: made(student, few).seconds, "ddim50": (lambda: made(teacher, many).seconds, 3)}, rounds)
+    seconds, slow = found["lcm4"], found["ddim50"]["total"]
     return {
-        "seconds_4_steps": {stage: round(value, 3) for stage, value in median["lcm4"].items()},
-        "seconds_ddim_50": round(median["ddim50"]["total"], 3),
-        "speed_up_one_clip": round(median["ddim50"]["total"] / median["lcm4"]["total"], 1),
-        "video_seconds_per_second": round(2 / median["lcm4"]["total"], 1),
+        "seconds_4_steps": {stage: round(value, 3) for stage, value in seconds.items()},
+        "share_decode_and_write": round((seconds["decode"] + seconds["write"]) / seconds["total"], 2),
+        "seconds_ddim_50": round(slow, 3),
+        "speed_up_one_clip": round(slow / seconds["total"], 1),
+        "video_seconds_per_second": round(2 / seconds["total"], 1),
     }
 
 
@@ -90,9 +109,21 @@ def made(model, request):
         return save(result, Path(folder) / "clip.mp4")
 
 
-def eight_clips(student, teacher):
-    """Eight clips at a time, text to written mp4: seconds of 4 steps and of 50 guided DDIM steps."""
-    few, many = batch_seconds(student, 4, "lcm")["total"], batch_seconds(teacher, 50, "ddim")["total"]
+def extraction(model, rounds=3, names=("hed", "builtin-depth")):
+    """{extractor: seconds} for the map of 16 frames of 256x256, by its function, which keeps no answers; the network is loaded before."""
+    frames = sample(0).render().frames
+    runs = {name: partial(EXTRACTORS[name].function, frames, model.device, model.dtype) for name in names}
+    for run in runs.values():
+        run()
+    return {
+        name: round(seconds["total"], 2) for name, seconds in medians({name: partial(clocked, run) for name, run in runs.items()}, rounds).items()
+    }
+
+
+def eight_clips(student, teacher, rounds=3):
+    """Eight clips at a time, text to written mp4: seconds of 4 steps, and of 50 guided DDIM steps, which are made once between them."""
+    plans = {"lcm4": lambda: batch_seconds(student, 4, "lcm"), "ddim50": (lambda: batch_seconds(teacher, 50, "ddim"), 1)}
+    few, many = (seconds["total"] for seconds in medians(plans, rounds).values())
     return {"seconds_eight_lcm4": round(few, 2), "seconds_eight_ddim50": round(many, 2), "speed_up_eight_clips": round(many / few, 1)}
 
 
@@ -129,18 +160,15 @@ def table_1(student, teacher, report, rounds=3):
     plans = {"teacher, DDIM 50": (teacher, 50, "ddim"), **{f"student, LCM {n}": (student, n, "lcm") for n in (8, 4, 2, 1)}}
     peak, rows = matmul_peak(student.dtype), []
     for size in TABLE_SIZES:
-        taken = {name: [] for name in plans}
-        for index in range(rounds):
-            for name, plan in plans.items():
-                report(f"{size[1]}x{size[0]}, {name}, round {index + 1} of {rounds}")
-                taken[name].append(batch_seconds(*plan, size))
-        found = {name: {stage: statistics.median(row[stage] for row in turns) for stage in turns[0]} for name, turns in taken.items()}
+        shape = f"{size[1]}x{size[0]}"
+        runs = {name: partial(batch_seconds, *plan, size) for name, plan in plans.items()}
+        found = medians(runs, rounds, lambda line, shape=shape: report(f"{shape}, {line}"))
         slow = found["teacher, DDIM 50"]["total"]
         for name, seconds in found.items():
             model, steps, _ = plans[name]
             calls = 8 * steps * (2 if model is teacher and teacher.info.guidance else 1)
             rows.append(
-                {"size": f"{size[1]}x{size[0]}", "clips": name}
+                {"size": shape, "clips": name}
                 | {stage: round(value, 3) for stage, value in seconds.items() if stage != "conditions"}
                 | {"speed_up": round(slow / seconds["total"], 1), "video_seconds_per_second": round(16 / seconds["total"], 1)}
                 | {"share_of_peak": round(calls * operations(model, size) / seconds["denoise"] / peak / 1e9, 2)}
@@ -163,13 +191,42 @@ def growth(student, report, rounds=3):
     found = {}
     for what, plans in (("frames", {n: {"frames": n, "count": 1} for n in (16, 32, 64)}), ("clips", {n: {"count": n} for n in (1, 2, 4, 8)})):
         report(f"growth with {what}")
-        taken = {n: [] for n in plans}
-        for _ in range(rounds):
-            for n, plan in plans.items():
-                taken[n].append(batch_seconds(student, 4, "lcm", **plan)["total"])
-        median = {n: statistics.median(values) for n, values in taken.items()}
-        found[what] = {n: round(value / median[min(median)], 2) for n, value in median.items()}
+        taken = medians({n: partial(batch_seconds, student, 4, "lcm", **plan) for n, plan in plans.items()}, rounds)
+        found[what] = {n: round(seconds["total"] / taken[min(taken)]["total"], 2) for n, seconds in taken.items()}
     return found
+
+
+@torch.no_grad()
+def beside_diffusers(rounds=5, steps=4, shape=(4, 16, 32, 32)):
+    """How much longer this project's sampler takes than diffusers' LCMScheduler around the same UNet3DConditionModel, a small one without training,
+    on latents of `shape` (C, F, h, w): the ratio of medians."""
+    from .models.folder import scheduler_of
+    from .models.vgen import VGenConfig, VideoUNet
+
+    net = VideoUNet(VGenConfig(dim=64, dim_mult=(1, 2), num_res_blocks=1, attn_scales=(1.0, 0.5), head_dim=32, context_dim=64)).eval()
+    schedule, scheduler, context, noise = Schedule(), scheduler_of("student"), torch.zeros(1, 77, 64), Noise(shape, 0)
+
+    def ours():
+        *_, step = sample_lcm(lambda x_t, t, cond: schedule.x0_from_v(x_t, net(x_t, t, cond.context), t), schedule, noise, Conditions(context), steps)
+        return step.x0
+
+    def theirs():
+        scheduler.set_timesteps(steps)
+        x = noise.initial()
+        for t in scheduler.timesteps:
+            x = scheduler.step(net(x, t[None], context), t, x, return_dict=False)[0]
+        return x
+
+    found = medians({"ours": lambda: clocked(ours), "diffusers": lambda: clocked(theirs)}, rounds)
+    return round(found["ours"]["total"] / found["diffusers"]["total"], 2)
+
+
+def clocked(run):
+    """{"total": the seconds of `run()`}."""
+    watch = Stopwatch()
+    with watch("denoise"):
+        run()
+    return timed(watch.seconds)
 
 
 def table_of(rows):

@@ -11,6 +11,9 @@ def guide_arguments(parser):
     """--video and all that goes with it. Ranges are checked where the values are used."""
     parser.add_argument("--video", metavar="IN", help="the video (or picture) that depth, sketch and inpaint follow")
     parser.add_argument("--start", type=number, default=0, metavar="S", help="its second that comes first (default: 0)")
+    parser.add_argument(
+        "--span", type=number, default=0, metavar="S", help="its seconds that become the clip, 0.5 to 30 (default: as many as it has)"
+    )
     parser.add_argument("--fit", default="crop", metavar="NAME", help="crop or pad a video of another shape (default: crop)")
     parser.add_argument("--extractor", metavar="NAME", help="what makes the map: midas, builtin-depth, hed, canny ... (default: the best here)")
     parser.add_argument("--also", metavar="NAME", help="follow one more map: depth or sketch")
@@ -33,4 +36,5 @@ def material_of(args):
         raise AppError("E_ARGUMENTS", detail="the task text takes no --video, --mask or --box")
     if args.task in ("depth", "sketch") and (masks or box):
         raise AppError("E_ARGUMENTS", detail="only the task inpaint takes --mask or --box")
-    return Material(args.video, masks, box, args.start, args.fit, args.moving, args.grow, args.feather)
+    used = {name: getattr(args, name) for name in ("start", "span", "fit", "moving", "grow", "feather")}
+    return Material(args.video, masks, box, **used)

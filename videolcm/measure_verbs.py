@@ -118,14 +118,14 @@ def run_bench(args):
 
     if args.training:
         return written(args.json, run_bench_training(models.load("toybox", role="teacher")))
-    from .bench import growth, quick, table_1, table_of
+    from .bench import beside_diffusers, growth, quick, table_1, table_of
     from .evaluate import evaluate, read_prompts, table
     from .judge import has_judge
 
     student, teacher = models.load("toybox"), models.load("toybox", role="teacher")
     figures = quick(student, teacher, report)
     if not args.quick:
-        figures |= {"table_1": table_1(student, teacher, report), "growth": growth(student, report)}
+        figures |= {"table_1": table_1(student, teacher, report), "growth": growth(student, report), "over_diffusers": beside_diffusers()}
         report(table_of(figures["table_1"]))
     if args.count and not has_judge():
         report("Text match is left out: no judge is shipped yet.")

@@ -7,9 +7,7 @@ It knows nothing about networks, pages or command lines.
 
 import math
 import re
-import time
 import unicodedata
-from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from numbers import Integral, Real
 
@@ -20,13 +18,13 @@ from . import memory
 from .errors import AppError
 from .models.base import TASKS, Conditions
 from .sampling import GAMMA, SAMPLERS, Noise, guided
+from .stopwatch import Stopwatch, timed
 from .video import sha256_of, write_mp4
 
 MAX_PROMPT = 512  # characters
 MAX_STEPS = {"lcm": 8, "tcd": 8, "ddim": 100}
 DEFAULT_STEPS = {"lcm": 4, "tcd": 4, "ddim": 50}
 SAMPLER_OF = {"student": "lcm", "teacher": "ddim"}  # what each role is made for
-STAGES = ("text", "conditions", "denoise", "decode", "write")
 WORLD = "It knows balls, cubes, cylinders and cones, their colours and sizes, how they move, what they stand on and the sky above."
 
 
@@ -41,6 +39,7 @@ class Request:
     task: text, or depth, sketch, inpaint, which follow `video`, uint8 (frames, height, width, 3) as `footage.read_video` makes it; inpaint
     replaces `hole`, float32 (frames, height, width) in 0..1 as masks.py makes it. also: more maps to follow, of depth and sketch; extractor:
     a name of conditions.EXTRACTORS for the task's own map, None for the best that is here; strength: 0..2, how strongly maps are followed.
+    material: how video and hole were made of files (uploads.Material.told), so that the settings tell it; nothing here reads it.
     Whole numbers may come as 4.0, not as 2.5, "4" or True.
     Raises AppError E_PROMPT_EMPTY, _LONG, _TEXT, E_STEPS, E_SEED, E_FRAMES, E_SIZE, E_SAMPLER, E_GUIDANCE, E_GAMMA, E_TASK,
     E_TASK_INPUT, E_CLIP, E_MASK_SHAPE, E_EXTRACTOR, E_ALSO, E_STRENGTH.
@@ -61,6 +60,7 @@ class Request:
     strength: float = 1.0
     video: np.ndarray | None = field(default=None, repr=False, compare=False)
     hole: np.ndarray | None = field(default=None, repr=False, compare=False)
+    material: dict | None = field(default=None, compare=False)
 
     def __post_init__(self):
         one_of(self.task, TASKS, "E_TASK")
@@ -95,6 +95,8 @@ class Request:
         """
         asked = {f.name: getattr(self, f.name) for f in fields(self)}
         content = {name: None if asked[name] is None else sha256_of(asked[name]) for name in ("video", "hole")}
+        if self.material is None:
+            del asked["material"]
         return asked | content | {"also": list(self.also)}
 
 
@@ -119,30 +121,6 @@ class Result:
     sha256: str  # of the frames
     notices: tuple[str, ...] = ()  # friendly sentences for people, such as words that the model does not know
     maps: dict = field(default_factory=dict, repr=False)  # what was followed, by name, for people: uint8 (F, H, W, 3)
-
-
-class Stopwatch:
-    """Seconds per stage. Only what happens inside `with watch("stage")` counts, never the time that a generator's consumer takes."""
-
-    def __init__(self):
-        self.seconds = dict.fromkeys(STAGES, 0.0)
-
-    @contextmanager
-    def __call__(self, stage):
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[stage] += time.perf_counter() - start
-
-    def each(self, stage, events):
-        """Passes `events` on; the seconds until each of them count."""
-        while True:
-            with self(stage):
-                event = next(events, None)
-            if event is None:
-                return
-            yield event
 
 
 class Counted:
@@ -293,12 +271,6 @@ def settings_of(model, request):
     info = model.info
     made_by = {"model": info.name, "role": info.role, "model_sha256": info.sha256, "dtype": str(model.dtype).split(".")[-1], "fps": info.fps}
     return {**request.settings(), **made_by}
-
-
-def timed(seconds):
-    """Seconds per stage with their sum as total."""
-    stages = {stage: seconds[stage] for stage in STAGES}
-    return {**stages, "total": sum(stages.values())}
 
 
 def unknown_words(model, prompt):

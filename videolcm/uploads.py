@@ -20,6 +20,8 @@ from .pipeline import Request, one_of, whole
 
 KEEP = 4  # files whose frames are kept, 25 MB each at most
 MAX_OUTLINE = 64  # pixels that a hole may grow or fade by
+FPS = 8  # of a video that is followed at its own pace
+SPANS = 0.5, 30  # seconds of a video that may become a clip
 LIGHT = 127  # what is lighter is marked, as masks.from_mask has it
 
 
@@ -27,7 +29,8 @@ LIGHT = 127  # what is lighter is marked, as masks.from_mask has it
 class Material:
     """Files and how to use them. The hole is everything that masks and box mark together; a mask is a picture or a video, light = replaced.
 
-    start: the second of the video (and of a mask that is one) that comes first; fit: "crop" or "pad". box: four fractions of the picture.
+    start: the second of the video (and of a mask that is one) that comes first; span: how many seconds become the clip, which is then faster or
+    slower than the video, 0 for as many as the clip has; fit: "crop" or "pad". box: four fractions of the picture.
     moving: what is marked in the first frame alone moves with what it covers; else it stays. grow, feather: 0..64 pixels.
     """
 
@@ -35,10 +38,18 @@ class Material:
     masks: tuple[str, ...] = ()
     box: tuple | None = None
     start: float = 0.0
+    span: float = 0.0
     fit: str = "crop"
     moving: bool = True
     grow: int = 0
     feather: int = 0
+
+    def told(self, task):
+        """How the files are used, as a dict that JSON can hold: all but the files themselves, and of a hole only where there is one."""
+        told = {"start": self.start, "span": self.span, "fit": self.fit}
+        if task == "inpaint":
+            told |= {"box": self.box and list(self.box), "moving": self.moving, "grow": self.grow, "feather": self.feather}
+        return told
 
 
 def request_with(material, task="text", extractor=None, **values):
@@ -52,14 +63,15 @@ def request_with(material, task="text", extractor=None, **values):
         return draft, ()
     video, notices = read_frames(material, task, draft)
     hole = read_hole(material, video) if task == "inpaint" else None
-    return replace(draft, task=task, extractor=extractor, video=video, hole=hole), notices
+    return replace(draft, task=task, extractor=extractor, video=video, hole=hole, material=material.told(task)), notices
 
 
 def read_frames(material, task, request):
     """(video, notices): uint8 (F, H, W, 3) of the request's length and size. AppError E_TASK_INPUT, and as read_video."""
     if not material.video:
         raise AppError("E_TASK_INPUT", given=task, needs="a video")
-    footage = read(material.video, request.frames, (request.height, request.width), material.start, material.fit)
+    rate = rate_of(material.span, request.frames)
+    footage = read(material.video, request.frames, (request.height, request.width), material.start, material.fit, rate)
     return footage.frames, footage.notices
 
 
@@ -77,15 +89,24 @@ def read_hole(material, video):
 def marked(material, video):
     """The parts of the hole, each float32 (F, H, W), 0 or 1."""
     frames, height, width = video.shape[:3]
+    rate = rate_of(material.span, frames)
     if material.box is not None:
         yield from_box(material.box, (frames, height, width))
     for path in material.masks:
-        yield from_mask(read(path, frames, (height, width), material.start, material.fit).frames, (frames, height, width))
+        yield from_mask(read(path, frames, (height, width), material.start, material.fit, rate).frames, (frames, height, width))
 
 
 def moved(hole, video, moving):
     """A part of the hole as it is; one that never changes is carried along with the picture if it shall be `moving`."""
     return follow(hole[0], video) if moving and (hole == hole[:1]).all() else hole
+
+
+def rate_of(span, frames):
+    """Frames a second at which a video is read so that `frames` of them take `span` seconds, FPS for 0. AppError E_NUMBER."""
+    low, high = SPANS
+    if isinstance(span, bool) or not isinstance(span, Real) or (span != 0 and not low <= span <= high):
+        raise AppError("E_NUMBER", name="The span", range=f"a number of seconds from {low} to {high}, or 0", given=span)
+    return frames / float(span) if span else FPS
 
 
 def outline_pixels(name, value):
@@ -105,10 +126,10 @@ def box_of(text):
 
 def marks_nothing(path, size):
     """Whether a mask picture of `size` (height, width) is dark all over. AppError as read_video."""
-    return bool(read(path, 1, size, 0, "crop").frames.mean(-1).max() <= LIGHT)
+    return bool(read(path, 1, size, 0, "crop", FPS).frames.mean(-1).max() <= LIGHT)
 
 
-def read(path, frames, size, start, fit):
+def read(path, frames, size, start, fit, rate):
     """`read_video`, whose last answers are kept as long as the file stays what it is. AppError as read_video."""
     one_of(fit, FITS, "E_FIT")
     try:
@@ -116,9 +137,9 @@ def read(path, frames, size, start, fit):
     except (OSError, ValueError):
         return read_video(path)  # which says what is wrong
     second = start if isinstance(start, Real) else str(start)
-    return kept(path, stat.st_size, stat.st_mtime_ns, frames, size, second, fit)
+    return kept(path, stat.st_size, stat.st_mtime_ns, frames, size, second, fit, rate)
 
 
 @lru_cache(maxsize=KEEP, typed=True)
-def kept(path, length, changed, frames, size, start, fit):
-    return read_video(path, frames=frames, size=size, start=start, fit=fit)
+def kept(path, length, changed, frames, size, start, fit, rate):
+    return read_video(path, frames=frames, fps=rate, size=size, start=start, fit=fit)

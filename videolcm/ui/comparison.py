@@ -11,17 +11,18 @@ from videolcm.ui import messages
 from videolcm.ui.comparison_handlers import COMPARED, FILES, NAMES, OUTPUTS, Stops, make_compare, make_comparison, make_files
 from videolcm.ui.gate import key_of
 from videolcm.ui.handlers import extractor_choices, refused
-from videolcm.ui.parts import as_given, path_of, video_upload
+from videolcm.ui.hole import build_hole, wire_painting
+from videolcm.ui.parts import as_given, control, path_of, video_upload
 from videolcm.ui.player import build_player
 from videolcm.ui.restore import restored
-from videolcm.ui.tab import FITS, MAX_PROMPT, MAX_STEPS, ROLL, SIZES
-from videolcm.ui.tabs import PARAMETERS, REQUIRED, TABS
+from videolcm.ui.tab import MAX_PROMPT, MAX_STEPS, ROLL
+from videolcm.ui.tabs import REQUIRED, TABS
 
 SAMPLERS = (("LCM", "lcm"), ("TCD", "tcd"), ("DDIM", "ddim"))
 OWN_ROLES = ("student", "teacher")
 LEGEND = """*Seconds*: prompt + steps + decoding; cells with one text encoder read the prompt once. *Distance*, *PSNR* and *motion kept* are
 beside the reference; without one, *motion* is in pixels per frame. *Flicker*: how many of 255 levels a pixel changes on its way to the next frame."""
-NUMBERS = ("seed", "gamma", "teacher_steps", "frames", "strength", "grow", "feather", "start")  # of the API's arguments
+NUMBERS = ("seed", "gamma", "teacher_steps", "frames", "strength", "grow", "feather", "start", "span")  # of the API's arguments
 QUIET = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
 DEVICE = {"concurrency_id": "device", "concurrency_limit": 1}
 
@@ -62,21 +63,20 @@ def build_controls():
         with gr.Column(scale=20, min_width=300):
             with_reference = gr.Checkbox(True, label="The teacher at 50 DDIM steps as the reference", info=info)
         with gr.Column(scale=11, min_width=120):
-            seed = gr.Number(0, label="Seed", minimum=0, maximum=2**31 - 1, precision=None, step=1)
+            seed = control("seed")
         with gr.Column(scale=9, min_width=120):
             randomise = gr.Checkbox(True, label="Randomise", info="A new seed each time")
     followed = build_followed()
     with gr.Accordion("Advanced", open=False), gr.Row():
-        frames = gr.Slider(8, 32, 16, step=1, label="Frames", min_width=140)
-        size = gr.Dropdown(SIZES, value="256x256", label="Size", allow_custom_value=True, min_width=120)
+        frames, size = control("frames"), control("size")
         gamma = gr.Slider(0, 1, 0.3, step=0.05, label="Gamma of TCD", min_width=140)
         guidance = gr.Textbox(label="Guidance", placeholder="the model's own", min_width=120)  # a gr.Number cannot be empty: it sends 0
         reference_steps = gr.Slider(1, 100, 50, step=1, label="Steps of the reference", min_width=140)
+    for component in (steps, samplers, roles, with_reference, reference_steps, prompt, gamma, guidance):
+        component.preprocess = as_given
     made = (steps, samplers, roles, with_reference, reference_steps, prompt, seed, gamma, guidance, frames, size)
     controls = dict(zip(NAMES, made, strict=False)) | followed
-    for name in NAMES:
-        if name not in ("video", "mask"):  # whose files are never opened here
-            controls[name].preprocess = as_given
+    wire_painting(controls)
     return controls | {"go": go, "stop": stop, "randomise": randomise}
 
 
@@ -85,32 +85,24 @@ def build_followed():
     task = gr.Radio([(tab.title, tab.task) for tab in TABS.values()], value="text", label="Task")
     with gr.Row(visible=False) as follows:
         with gr.Column(min_width=260):
-            video = video_upload()
+            controls = {"task": task, "video": video_upload()}
+            with gr.Row():
+                controls |= {name: control(name) for name in ("start", "span")}
+            controls["fit"] = control("fit")
         with gr.Column(min_width=260, visible=False) as maps:
-            extractor = gr.Dropdown([("the best for this video", "")], value="", label="How the map is found")
-            strength = gr.Slider(0, 2, PARAMETERS["strength"][0], step=0.1, label="Strength", info="How closely it is followed")
-            also = gr.Checkbox(PARAMETERS["also"][0], label="Follow the other map too")
-        with gr.Column(min_width=260, visible=False) as holes:
-            mask = gr.File(label="Mask, light is replaced", file_types=["image", "video"], height=110)
-            box = gr.Textbox(label="Box", info="x0,y0,x1,y1 from 0 to 1", placeholder="0.2,0.3,0.6,0.9")
-            moving = gr.Checkbox(PARAMETERS["moving"][0], label="Moves with the picture")
-        with gr.Column(min_width=200):
-            start = gr.Number(0, label="Start", info="Second of the video", minimum=0, step=0.5)
-            fit = gr.Radio(FITS, value="crop", label="A video of another shape")
-            with gr.Row(visible=False) as rims:
-                grow = gr.Slider(0, 64, PARAMETERS["grow"][0], step=1, label="Grow", min_width=120)
-                feather = gr.Slider(0, 64, PARAMETERS["feather"][0], step=1, label="Feather", min_width=120)
-    mask.preprocess = path_of
+            controls |= {name: control(name) for name in ("extractor", "strength", "also")}
+        with gr.Column(min_width=520, visible=False) as holes:
+            controls |= build_hole(look=False)
+    task.preprocess, extractor = as_given, controls["extractor"]
 
     def shown(task):
         follows_map, hole = task in ("depth", "sketch"), task == "inpaint"
         choices = gr.Dropdown(extractor_choices(task)) if follows_map else gr.skip()
-        return gr.update(visible=task != "text"), gr.update(visible=follows_map), gr.update(visible=hole), gr.update(visible=hole), choices
+        return gr.update(visible=task != "text"), gr.update(visible=follows_map), gr.update(visible=hole), choices
 
-    task.change(shown, task, [follows, maps, holes, rims, extractor], **QUIET)
+    task.change(shown, task, [follows, maps, holes, extractor], **QUIET)
     task.input(lambda: "", None, extractor, **QUIET)
-    made = (task, video, mask, box, extractor, strength, also, moving, grow, feather, start, fit)
-    return dict(zip(NAMES[NAMES.index("task") :], made, strict=True))
+    return controls
 
 
 def build_files():
@@ -156,7 +148,8 @@ def wire_file(origin, controls, status):
     def fill(path):
         with refused():
             values = {**restored(path), "randomise": False}
-        first = "" if values["task"] == "text" else "Upload the video that it followed once more. "
+        mask = ", and the mask if it had one," if values["task"] == "inpaint" else ""
+        first = "" if values["task"] == "text" else f"Upload the video that it followed{mask} once more. "
         told = messages.plain(f"These are the settings of the file. {first}Press Compare to make it again.")
         return [*(values.get(name, gr.skip()) for name in names), told]
 

@@ -19,11 +19,12 @@ from videolcm.ui.handlers import guarded, keeper, refused, request_of
 from videolcm.ui.player import Board, made_in
 from videolcm.ui.tabs import PARAMETERS, TABS, description, signature
 
-FOLLOWING = ("video", "mask", "box", "extractor", "strength", "also", "moving", "grow", "feather", "start", "fit")
+FOLLOWING = ("video", "mask", "box", "extractor", "strength", "also", "moving", "grow", "feather", "start", "span", "fit")  # also of the API
 NAMES = (  # the page's handler's parameters after `stops`, in its order: what to compare, then what all cells share
     *("steps", "samplers", "roles", "with_reference", "reference_steps"),
     *("prompt", "seed", "gamma", "guidance", "frames", "size", "task"),
     *FOLLOWING,
+    "painting",
 )
 OUTPUTS = ("board", "status", "plot", "mp4", "gif", "sheet")  # of the page's handler, in its order
 FILES = {"mp4": "comparison.mp4", "gif": "comparison.gif", "sheet": "comparison.png"}
@@ -163,9 +164,9 @@ def progress_updates(events, board, stops, keep=lambda result: ()):
                     return
                 yield updates(status=messages.status(event))
                 continue
-            board.take(event)
-            if hasattr(event, "result"):
+            if hasattr(event, "result") and event.cell not in board.done:  # it comes again with figures beside the reference
                 keep(event.result)
+            board.take(event)
             if hasattr(event, "progress") and time.monotonic() - seen < PACE:
                 yield updates()  # the page may close the generator here
             else:

@@ -133,7 +133,7 @@ def material_of(values, folder, size):
             path.write_bytes(picture)
         masks = [values["mask"]] if values.get("mask") else []
         masks += [str(path) for path in painted if not marks_nothing(str(path), size)]
-        names = ("video", "start", "fit", "moving", "grow", "feather")
+        names = ("video", "start", "span", "fit", "moving", "grow", "feather")
         yield Material(masks=tuple(masks), box=box_of(values.get("box")), **{name: values[name] for name in names if name in values})
     finally:
         for path in painted:

@@ -5,6 +5,36 @@ It knows nothing about tasks or events.
 
 import gradio as gr
 
+from videolcm.ui.tabs import PARAMETERS
+
+SIZES = ("256x256", "384x256", "256x384", "384x384", "448x256", "512x512")
+FITS = (("cut out the middle", "crop"), ("add black bars", "pad"))
+PIXELS = {"minimum": 0, "maximum": 64, "step": 1, "min_width": 120}
+CONTROLS = {  # parameter: (kind of component, its options); the value is the parameter's default
+    "seed": (gr.Number, {"label": "Seed", "minimum": 0, "maximum": 2**31 - 1, "precision": None, "step": 1, "min_width": 120}),
+    "frames": (gr.Slider, {"minimum": 8, "maximum": 32, "step": 1, "label": "Frames", "min_width": 140}),
+    "size": (gr.Dropdown, {"choices": SIZES, "label": "Size", "allow_custom_value": True, "min_width": 120}),
+    "extractor": (gr.Dropdown, {"choices": [("the best for this video", "")], "label": "How the map is found"}),
+    "strength": (gr.Slider, {"minimum": 0, "maximum": 2, "step": 0.1, "label": "Strength", "info": "How closely it is followed", "min_width": 160}),
+    "also": (gr.Checkbox, {"label": "Follow the other map too", "min_width": 120}),
+    "mask": (gr.File, {"label": "Mask, light is replaced", "file_types": ["image", "video"], "height": 110, "min_width": 200}),
+    "box": (gr.Textbox, {"label": "Box", "info": "x0,y0,x1,y1 from 0 to 1", "placeholder": "0.2,0.3,0.6,0.9", "min_width": 180}),
+    "moving": (gr.Checkbox, {"label": "Moves with the picture"}),
+    "grow": (gr.Slider, {"label": "Grow", "info": "Pixels", **PIXELS}),
+    "feather": (gr.Slider, {"label": "Feather", "info": "Pixels of soft rim", **PIXELS}),
+    "start": (gr.Number, {"label": "Start", "info": "Second of the video", "minimum": 0, "step": 0.5, "min_width": 120}),
+    "span": (gr.Number, {"label": "Span", "info": "Seconds of it, 0: as the clip", "minimum": 0, "maximum": 30, "step": 0.5, "min_width": 120}),
+    "fit": (gr.Radio, {"choices": FITS, "label": "A video of another shape", "min_width": 160}),
+}
+
+
+def control(name, **options):
+    """The component of a parameter, a row of CONTROLS with other `options` where they are given. What it holds goes on unchecked."""
+    kind, own = CONTROLS[name]
+    component = kind(value=PARAMETERS[name][0], **(own | options))
+    component.preprocess = path_of if name == "mask" else as_given
+    return component
+
 
 def as_given(value):
     """In place of a component's own check, whose refusals have no code: the Request checks every value."""

@@ -29,7 +29,7 @@ def restored(path):
         followed = followed_in(cells[0]) if cells else {}
     except AppError as error:
         raise AppError(error.code, given=name) if error.code in ("E_INPUT", "E_NO_SETTINGS") else error from None
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, ValueError):
         raise AppError("E_NO_SETTINGS", given=name) from None
     if not pairs:
         raise AppError("E_NO_SETTINGS", given=name)
@@ -56,7 +56,8 @@ def role_in(settings):
 
 
 def followed_in(settings):
-    """The controls' values of how a clip follows its video. KeyError or TypeError where there are none; AppError E_TASK, E_EXTRACTOR, E_STRENGTH."""
+    """The controls' values of how a clip follows its video. KeyError, TypeError or ValueError where there are none; AppError E_TASK, E_EXTRACTOR,
+    E_STRENGTH, E_FIT, E_NUMBER."""
     from videolcm.conditions import EXTRACTORS
     from videolcm.models.base import TASKS
     from videolcm.pipeline import one_of, within
@@ -65,7 +66,23 @@ def followed_in(settings):
     one_of(task, TASKS, "E_TASK")
     if extractor is not None:
         one_of(extractor, EXTRACTORS, "E_EXTRACTOR")
-    return {"task": task, "extractor": extractor or "", "strength": within(settings["strength"], 0, 2, "E_STRENGTH"), "also": bool(settings["also"])}
+    strength = within(settings["strength"], 0, 2, "E_STRENGTH")
+    values = {"task": task, "extractor": extractor or "", "strength": strength, "also": bool(settings["also"])}
+    return values | (used_in(settings["material"]) if settings.get("material") else {})
+
+
+def used_in(told):
+    """The controls' values of what uploads.Material.told says. Errors as `followed_in`."""
+    from videolcm.footage import FITS
+    from videolcm.pipeline import one_of
+    from videolcm.uploads import outline_pixels
+
+    one_of(told["fit"], FITS, "E_FIT")
+    values = {"start": float(told["start"]), "span": float(told["span"]), "fit": told["fit"]}
+    if "box" in told:
+        outline = {name: outline_pixels(name, told[name]) for name in ("grow", "feather")}
+        values |= {"box": ",".join(str(float(part)) for part in told["box"] or ()), "moving": bool(told["moving"]), **outline}
+    return values
 
 
 def controls_of(pairs):

@@ -11,14 +11,13 @@ from videolcm.students import students
 from videolcm.ui import messages
 from videolcm.ui.handlers import extractor_choices, make_handler
 from videolcm.ui.hole import build_hole, wire_hole
-from videolcm.ui.parts import as_given, clip_player, given, video_upload
-from videolcm.ui.tabs import PARAMETERS, example_rows
+from videolcm.ui.parts import as_given, clip_player, control, given, video_upload
+from videolcm.ui.tabs import example_rows
 
 MAX_STEPS, MAX_PROMPT = 8, 512  # as in pipeline.py, which this page is up before
-SIZES = ("256x256", "384x256", "256x384", "384x384", "448x256", "512x512")
 SAMPLERS = (("LCM: 1 to 8 steps", "lcm"), ("DDIM: 50 steps, slow, the reference", "ddim"))
-FITS = (("cut out the middle", "crop"), ("add black bars", "pad"))
 ROLE_OF = {"lcm": "student", "ddim": "teacher"}
+STEPS_INFO = "One is fastest. More are not always better: the tab Compare shows it for your prompt."
 ROLL = "(randomise, seed) => randomise ? Math.floor(Math.random() * 2147483648) : seed"
 QUIET = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
 
@@ -48,28 +47,23 @@ def build_controls(tab):
     with gr.Row():
         controls["go"] = gr.Button("Generate", variant="primary", scale=2, min_width=120)
         controls["stop"] = gr.Button("Stop", scale=1, min_width=80)
-    controls["steps"] = gr.Slider(1, MAX_STEPS, 4, step=1, label="Steps", info="One is fastest, eight is finest.")
+    controls["steps"] = gr.Slider(1, MAX_STEPS, 4, step=1, label="Steps", info=STEPS_INFO)
     with gr.Row(equal_height=True):
-        controls["seed"] = gr.Number(0, label="Seed", minimum=0, maximum=2**31 - 1, precision=None, step=1, min_width=120)
+        controls["seed"] = control("seed")
         controls["randomise"] = gr.Checkbox(True, label="Randomise", info="A new seed for every clip", min_width=120)
     controls |= build_following(tab) if "extractor" in tab.parameters else {}
     with gr.Accordion("Advanced", open=False):
         controls |= build_advanced(tab)
-    for name in set(tab.parameters) & set(controls) - {"video"}:
+    for name in {"prompt", "steps", "sampler", "role", "model"}:
         controls[name].preprocess = as_given
     return controls
 
 
 def build_following(tab):
     """What a map is made by and how strongly it is followed."""
-    strength, also = PARAMETERS["strength"][0], PARAMETERS["also"][0]
-    extractor = gr.Dropdown([("the best for this video", "")], value="", label=f"How the {tab.task} is found")
+    extractor = control("extractor", label=f"How the {tab.task} is found")
     with gr.Row(equal_height=True):
-        return {
-            "extractor": extractor,
-            "strength": gr.Slider(0, 2, strength, step=0.1, label="Strength", info="How closely it is followed", min_width=160),
-            "also": gr.Checkbox(also, label=f"Follow the {tab.other} too", min_width=120),
-        }
+        return {"extractor": extractor, "strength": control("strength"), "also": control("also", label=f"Follow the {tab.other} too")}
 
 
 def build_advanced(tab):
@@ -77,8 +71,7 @@ def build_advanced(tab):
     controls = {}
     if tab.followed:
         with gr.Row():
-            controls["start"] = gr.Number(0, label="Start", info="Second of the video", minimum=0, step=0.5, min_width=120)
-            controls["fit"] = gr.Radio(FITS, value="crop", label="A video of another shape", min_width=160)
+            controls |= {name: control(name) for name in ("start", "span", "fit")}
     controls["sampler"] = gr.Radio(SAMPLERS, value="lcm", label="Sampler")
     controls["role"] = gr.Radio(("student", "teacher"), value="student", label="Model", info="The student learned the teacher's result in few steps.")
     info = "Students that were distilled here join the list; what is not here can be downloaded in the tab Models."
@@ -87,8 +80,7 @@ def build_advanced(tab):
     chosen = gr.Markdown(visible=False)
     controls["model"].change(lambda name: gr.update(value=told(name), visible=bool(told(name))), controls["model"], chosen, **QUIET)
     with gr.Row():
-        controls["frames"] = gr.Slider(8, 32, 16, step=1, label="Frames", min_width=140)
-        controls["size"] = gr.Dropdown(SIZES, value="256x256", label="Size", min_width=120)
+        controls |= {name: control(name) for name in ("frames", "size")}
     return controls
 
 

@@ -26,6 +26,7 @@ PARAMETERS = {  # name: (default, what it is)
     "grow": (0, "a whole number from 0 to 64: how many pixels larger the marked part is made."),
     "feather": (4, "a whole number from 0 to 64: over how many pixels its outline fades."),
     "start": (0.0, "the second of the video that comes first."),
+    "span": (0.0, "how many seconds of the video become the clip, 0.5 to 30, which is then faster or slower; 0 for as many as the clip has."),
     "fit": ("crop", "crop or pad a video of another shape."),
     "sampler": ("lcm", "lcm (few steps) or ddim (the slow reference)."),
     "frames": (16, "a whole number from 8 to 32; 16 is two seconds."),
@@ -35,8 +36,8 @@ PARAMETERS = {  # name: (default, what it is)
     "painting": (None, "what is replaced as the page's brush painted it; elsewhere give a mask."),
 }
 CLIP = ("sampler", "frames", "size", "role", "model")
-MAP = ("prompt", "video", "steps", "seed", "extractor", "strength", "also", "start", "fit", *CLIP)
-HOLE = ("prompt", "video", "mask", "steps", "seed", "box", "moving", "grow", "feather", "start", "fit", *CLIP, "painting")
+MAP = ("prompt", "video", "steps", "seed", "extractor", "strength", "also", "start", "span", "fit", *CLIP)
+HOLE = ("prompt", "video", "mask", "steps", "seed", "box", "moving", "grow", "feather", "start", "span", "fit", *CLIP, "painting")
 
 
 @dataclass(frozen=True)
