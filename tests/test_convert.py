@@ -183,6 +183,7 @@ def test_tensors_that_are_not_all_there(tmp_path, capsys, kind):
     spoiled = {"sparse": tensors[name].to_sparse(), "meta": tensors[name].to("meta"), "tied": tensors["time_embed.0.bias"]}
     tensors[name] = spoiled.get(kind, torch.zeros(1).expand_as(tensors[name]))
     refused(capsys, "E_NOT_CHECKPOINT", official(tmp_path / "a.pth", state_dict=tensors), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_another_network_and_a_missing_tensor(tmp_path, capsys):

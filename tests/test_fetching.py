@@ -37,6 +37,8 @@ def test_of_several_formats_one_is_fetched():
     layout = ["model_index.json", "unet/a.fp16.safetensors", "unet/a.safetensors", "unet/a.non_ema.safetensors", "vae/b.safetensors"]
     assert chosen(layout) == ("model_index.json", "unet/a.safetensors", "vae/b.safetensors")
     assert chosen([*layout, "vae/b.fp16.safetensors"]) == ("model_index.json", "unet/a.fp16.safetensors", "vae/b.fp16.safetensors")
+    parts = [f"unet/a{kind}-0000{i}-of-00002.safetensors" for kind in (".fp16", "") for i in (1, 2)]
+    assert chosen(parts) == tuple(parts[:2]) and chosen(parts[2:]) == tuple(parts[2:])
 
 
 def test_what_would_be_downloaded(hub):

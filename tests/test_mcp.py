@@ -50,7 +50,7 @@ def test_a_tool_makes_a_clip():
         page.close()
     assert {"text", "depth", "sketch", "inpaint", "compare"} == set(tools) and "1 to 8" in tools["text"]["steps"]["description"]
     assert not good.isError and any(".mp4" in part.text for part in good.content if part.type == "text")
-    assert bad.isError and "[E_STEPS]" in bad.content[0].text
+    assert bad.isError and "[E_PROMPT_EMPTY]" in bad.content[0].text
 
 
 async def visit(url):
@@ -58,8 +58,9 @@ async def visit(url):
     from mcp import ClientSession
     from mcp.client.streamable_http import streamablehttp_client
 
-    asked = {"prompt": "a red ball", "size": "128x128", "frames": 8}
+    asked = {"frames": 8, "steps": 1}
     async with streamablehttp_client(url) as (read, write, _), ClientSession(read, write) as session:
         await session.initialize()
         tools = {tool.name: tool.inputSchema["properties"] for tool in (await session.list_tools()).tools}
-        return tools, await session.call_tool("text", {**asked, "steps": 1}), await session.call_tool("text", {**asked, "steps": 99})
+        answers = [await session.call_tool("text", {**asked, "prompt": prompt}) for prompt in ("a red ball", " ")]
+        return tools, *answers

@@ -89,6 +89,9 @@ def test_what_is_here_and_what_is_not(folder):
     assert {name: json.loads((DATA / f"{of}_manifest.json").read_text())["n_params"] for name, of in manifests.items()} == {
         name: SOURCES[name].parameters for name in manifests
     }
+    (folder / "videolcm-t2v" / "vae").mkdir(parents=True)
+    (folder / "videolcm-t2v" / "manifest.json").write_text("{}")
+    assert state_of("videolcm-t2v") == "still without text_encoder, tokenizer of Stable Diffusion 2.1"
     assert state_of("animatelcm", free=100 * GB) == state_of("animatelcm")
     assert ("animatelcm (3.2 GB and more to download)", "animatelcm") in menu() and menu()[0] == ("toybox", "toybox")
     animatelcm(folder / "animatelcm")

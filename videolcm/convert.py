@@ -7,6 +7,7 @@ stock diffusers and the door load. Which network it is, the tensors tell. It kno
 import os
 import warnings
 import zipfile
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -45,6 +46,9 @@ def convert(path, out, config=None, role=None):
         raise AppError("E_OUTPUT", given=out.name) from error
     except RuntimeError as error:  # two names for one tensor, which safetensors do not hold
         raise AppError("E_NOT_CHECKPOINT", given=path.name) from error
+    finally:
+        with suppress(OSError):
+            out.rmdir()  # where nothing came of it
 
 
 def read_official(path):

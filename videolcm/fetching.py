@@ -72,8 +72,8 @@ def listed(part, place):
 def chosen(names):
     """Of the files of a layout those that are wanted: weights in float16 where every folder of weights has them, else in the usual format."""
     weights = [name for name in names if name.endswith(".safetensors")]
-    half = [name for name in weights if ".fp16." in name]
-    usual = [name for name in weights if ".fp16." not in name and ".non_ema." not in name]
+    half = [name for name in weights if ".fp16" in name]
+    usual = [name for name in weights if ".fp16" not in name and ".non_ema" not in name]
     whole = {PurePosixPath(name).parent for name in half} == {PurePosixPath(name).parent for name in weights}
     return tuple(name for name in names if name not in weights or name in (half if whole else usual))
 

@@ -19,6 +19,7 @@ GB = 1e9  # as the hub counts
 HUB = re.compile(r"(?P<repo>\w[\w.-]{0,95}/\w[\w.-]{0,95})@(?P<revision>[0-9a-f]{40})")
 LAYOUT = tuple(f"{part}/*{end}" for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler") for end in (".json", ".txt", ".safetensors"))
 WHOLE = ("model_index.json", "unet/*.safetensors", "vae/*.safetensors", "text_encoder/*.safetensors", "tokenizer/*.json", "scheduler/*.json")
+BESIDE = ("text_encoder", "tokenizer", "vae")  # of an official network
 BASE = ("base", "any Stable Diffusion 1.5 in diffusers' layout, as OWNER/NAME@REVISION of your choice")
 RESEARCH = "research and non-commercial use only"
 
@@ -195,7 +196,7 @@ def require_here(ref):
         if one in SOURCES and SOURCES[one].official and not is_here(one):
             raise AppError("E_BY_HAND", given=one, file=SOURCES[one].official)
         lacking = one in SOURCES and any(part.needed for part in missing(one))
-        baseless = one == name and one in SOURCES and SOURCES[one].kind == "animatediff" and base is None and not (folder / BASE[0]).is_dir()
+        baseless = one == name and still_to_choose(ref)
         if lacking or baseless or not folder.is_dir():
             if offline():
                 raise AppError("E_OFFLINE", given=one, folder=f"models/{folder.name}")
@@ -280,7 +281,8 @@ def state_of(name, free=None):
     if free is not None and source.memory > free:
         return f"does not fit: needs {source.memory / GB:.1f} GB at least, {free / GB:.1f} GB are free"
     if is_here(name):
-        return ""
+        beside = [part for part in BESIDE if source.official and not (place_of(name) / part).is_dir()]
+        return f"still without {', '.join(beside)} of Stable Diffusion 2.1" if beside else ""
     return "to be converted first" if source.official else f"{size_of(name)} to download"
 
 
@@ -288,8 +290,3 @@ def menu(free=None):
     """(what people read, name) of every model that a menu shows: those that have a name, then the students that were distilled here."""
     states = {name: state_of(name, free) for name in SOURCES}
     return [(f"{name} ({state})" if state else name, name) for name, state in states.items()] + [(name, name) for name in students()]
-
-
-def usable():
-    """The names that can be loaded as they lie."""
-    return [name for name in SOURCES if is_here(name)] + list(students())

@@ -105,7 +105,7 @@ def component(folder, part, kind):
     """A tokenizer or network in diffusers' layout, from safetensors only and from this folder only. AppError E_MODEL_PARTS."""
     options = {} if kind is CLIPTokenizer else {"use_safetensors": True, "output_loading_info": True}
     files = [path.name for path in (folder / part).glob("*.safetensors")]
-    if any(".fp16." in file for file in files) and all(".fp16." in file for file in files):  # where it is all that was fetched
+    if files and all(".fp16" in file for file in files):  # where it is all that was fetched
         options["variant"] = "fp16"
     with usable(folder, part):
         found = kind.from_pretrained(folder / part, local_files_only=True, **options)
