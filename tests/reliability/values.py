@@ -26,17 +26,23 @@ values = plain | st.lists(plain, max_size=4) | st.dictionaries(texts, plain, max
 def drawn(strategy, n, random):
     """`n` values of a strategy: the same for the same `random`."""
     while n > 0:
-        found = []
-        given(strategy)(settings(max_examples=min(CHUNK, n), **DRAWN)(seed(random.getrandbits(64))(found_by(found))))()
+        found = some(strategy, min(CHUNK, n), random.getrandbits(64))
         yield from found[:n]
         n -= len(found)
 
 
-def found_by(found):
+def some(strategy, n, number):
+    """About `n` values, by the seed `number`."""
+    found = []
+
+    @seed(number)
+    @settings(max_examples=n, **DRAWN)
+    @given(strategy)
     def keep(value):
         found.append(value)
 
-    return keep
+    keep()
+    return found
 
 
 def spoiled(good, names):
