@@ -93,7 +93,7 @@ def test_bad_names(value):
     refused("E_TASK", task=value)
 
 
-@pytest.mark.parametrize("value", ["sound", 5, 10**5000, {"depth": 1}, True, ["depth", None], [["depth"]]])
+@pytest.mark.parametrize("value", ["sound", 5, 2**64, {"depth": 1}, True, ["depth", None], [["depth"]]])
 def test_bad_names_of_more_maps(value):
     refused("E_ALSO", also=value)
 

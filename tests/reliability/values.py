@@ -26,17 +26,23 @@ values = plain | st.lists(plain, max_size=4) | st.dictionaries(texts, plain, max
 def drawn(strategy, n, random):
     """`n` values of a strategy: the same for the same `random`."""
     while n > 0:
-        found = []
-        given(strategy)(settings(max_examples=min(CHUNK, n), **DRAWN)(seed(random.getrandbits(64))(found_by(found))))()
+        found = some(strategy, min(CHUNK, n), random.getrandbits(64))
         yield from found[:n]
         n -= len(found)
 
 
-def found_by(found):
+def some(strategy, n, number):
+    """About `n` values, by the seed `number`."""
+    found = []
+
+    @seed(number)
+    @settings(max_examples=n, **DRAWN)
+    @given(strategy)
     def keep(value):
         found.append(value)
 
-    return keep
+    keep()
+    return found
 
 
 def spoiled(good, names):
@@ -87,7 +93,7 @@ def doors():
         (lambda grow: outline_pixels("grow", grow), {"grow": 3}, ["grow"]),
         (cells_of, {"roles": "student", "samplers": "lcm", "counts": [1, 2]}, ["roles", "samplers", "counts"]),
         (lambda steps: reference_of(typed(steps)), {"steps": 50}, ["steps"]),
-        (lambda text: captioned(["a.mp4", "b.mp4"], text), {"text": "a ball\na cube"}, ["text"]),
+        (lambda text: captioned([], text), {"text": ""}, ["text"]),
         (lambda id: Jobs("nowhere").get(id), {"id": "0" * 32}, ["id"]),
     ]
 

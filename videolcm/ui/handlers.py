@@ -95,7 +95,7 @@ def clip_updates(tab, engine, folder, values, keep=lambda result: ()):
 
     follows, role = bool(tab.followed), values["role"]
     one_of(role, SAMPLER_OF, "E_ROLE")
-    one_of(values["model"], [engine.ref, *SOURCES, *students()], "E_MODEL")
+    one_of(values["model"], dict.fromkeys((engine.ref, *SOURCES, *students())), "E_MODEL")
     if values["model"] != engine.ref:
         require_here(values["model"])
     if follows:
