@@ -71,7 +71,8 @@ def build_advanced(tab):
     controls = {}
     if tab.followed:
         with gr.Row():
-            controls |= {name: control(name) for name in ("start", "span", "fit")}
+            controls |= {name: control(name) for name in ("start", "span")}
+        controls["fit"] = control("fit")
     controls["sampler"] = gr.Radio(SAMPLERS, value="lcm", label="Sampler")
     controls["role"] = gr.Radio(("student", "teacher"), value="student", label="Model", info="The student learned the teacher's result in few steps.")
     info = "Students that were distilled here join the list; what is not here can be downloaded in the tab Models."
