@@ -148,16 +148,6 @@ def test_pseudo_huber_is_quadratic_then_absolute():
     assert pseudo_huber(torch.tensor(5.0), torch.zeros(()), c).item() == pytest.approx(5 - c, rel=1e-4)
 
 
-def test_the_distance_of_a_clip_is_quadratic_inside_it_and_absolute_between_clips():
-    near, far = torch.tensor([[3.0, 0.0, 0.0, 0.0], [1.5, 1.5, 1.5, 1.5]]), torch.zeros(2, 4)
-    assert pseudo_huber(near, far, 0.1, "clip").item() == pytest.approx((1.5**2 + 0.01) ** 0.5 - 0.1)  # both clips are as far in the mean
-    one, both = (near * torch.tensor(scale)[:, None] for scale in ((1.0, 0.0), (2.0, 0.0)))
-    assert pseudo_huber(both, far, 1e-6, "clip").item() == pytest.approx(2 * pseudo_huber(one, far, 1e-6, "clip").item(), rel=1e-4)
-    near.requires_grad_()
-    pseudo_huber(near[:1], far[:1], 1e-6, "clip").backward()
-    assert near.grad[0, 0] > 0 and near.grad[0, 1:].abs().max() == 0
-
-
 def perfect(flow):
     """A denoiser whose f (Eq. 1) is `flow`, for t > 0."""
 

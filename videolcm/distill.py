@@ -35,7 +35,6 @@ class DistillConfig:
     guidance: float = 9.0  # w
     skips: tuple[int, ...] = (20,)  # k of each phase, equally long
     huber: float = 1e-3
-    huber_of: str = "number"  # what a distance is: of each number of the latents, or of a whole "clip" (iCT, arXiv 2310.14189, Sec. 3.3)
     ema: float = 0.95  # Sec. 4.1
     share_last: float = 0.0  # of a batch at t = 999; paper: not said
     seed: int = 0
@@ -79,9 +78,7 @@ def distill_stage(teacher, clips, config, checkpointing=False, shared=False):
         cond = cond.map(lambda value: value.to(teacher.device))
         student, average = teacher.with_denoiser(net).denoise, teacher.with_denoiser(target).denoise
         x_t = teacher.schedule.add_noise(x0, eps, t)
-        return consistency_pair_loss(
-            student, average, frozen.denoise, teacher.schedule, x_t, t, t_prev, cond, cond.null(empty), w, config.huber, s, config.huber_of
-        )
+        return consistency_pair_loss(student, average, frozen.denoise, teacher.schedule, x_t, t, t_prev, cond, cond.null(empty), w, config.huber, s)
 
     def make():
         net = student_net(teacher, config)
@@ -178,7 +175,7 @@ def consistency_loss(student, target, teacher, schedule, x0, cond, null, w, gene
     return consistency_pair_loss(student, target, teacher, schedule, x_t, t, t_prev, cond, null, w, c)
 
 
-def consistency_pair_loss(student, target, teacher, schedule, x_t, t, t_prev, cond, null, w, c=1e-3, s=None, of="number"):
+def consistency_pair_loss(student, target, teacher, schedule, x_t, t, t_prev, cond, null, w, c=1e-3, s=None):
     """Eq. 2 for given noised latents x_t (B, C, F, h, w) and timesteps t > t_prev (B,): a scalar, float32. w: a number or (B,).
 
     With s (B,), each s <= t_prev, the two are compared where they pass s (`jump`) in place of where they end.
@@ -191,7 +188,7 @@ def consistency_pair_loss(student, target, teacher, schedule, x_t, t, t_prev, co
         x_prev = solver_step(teacher, schedule, x_t, t, t_prev, cond, null, w)
         goal = answer(target, x_prev, t_prev)
     # Eq. 2: d(f_theta(x_{t_{n+k}}, t_{n+k}), f_theta*(x_{t_n}, t_n))
-    return pseudo_huber(answer(student, x_t, t), goal, c, of)
+    return pseudo_huber(answer(student, x_t, t), goal, c)
 
 
 def jump(denoise, schedule, x_t, t, s, cond):
@@ -221,15 +218,9 @@ def solver_step(teacher, schedule, x_t, t, t_prev, cond, null, w):
     return schedule.ddim_step(x_t, x0, t, t_prev)
 
 
-def pseudo_huber(a, b, c, of="number"):
-    """mean(sqrt((a - b)^2 + c^2) - c): quadratic below c > 0, absolute above it; no weight by timestep (Sec. 4.1: "a Huber loss").
-
-    With of="clip" (a - b)^2 is the mean over a clip of a batch: within a clip what is far off then counts most, as it does in a mean, where the
-    numbers' own distances make a median of it, in which what is small or rare vanishes.
-    """
-    square = (a - b) ** 2
-    square = square.flatten(1).mean(1) if of == "clip" else square
-    return ((square + c**2).sqrt() - c).mean()
+def pseudo_huber(a, b, c):
+    """mean(sqrt((a - b)^2 + c^2) - c): quadratic below c > 0, absolute above it; no weight by timestep (Sec. 4.1: "a Huber loss")."""
+    return (((a - b) ** 2 + c**2).sqrt() - c).mean()
 
 
 def randn_like(x, generator):
