@@ -238,7 +238,8 @@ def test_api_inpaint(client, files):
     by_box = client.predict(PROMPT, video, steps=1, feather=0, box="0.1875,0.3125,0.4375,0.625", **SMALL, api_name="/inpaint")
     layer = {"background": None, "layers": [handle_file(files["layer.png"])], "composite": None}
     by_brush = client.predict(PROMPT, video, steps=1, feather=0, painting=layer, **SMALL, api_name="/inpaint")
-    assert by_mask[1] == by_box[1] == by_brush[1]
+    assert by_mask[1] == by_brush[1] and by_box[1] == {**by_mask[1], "material": by_box[1]["material"]}
+    assert by_box[1]["material"]["box"] == [0.1875, 0.3125, 0.4375, 0.625] and by_mask[1]["material"]["box"] is None
 
 
 @pytest.mark.parametrize(("code", "values"), [("E_NUMBER", {"start": "x"}), ("E_STRENGTH", {"strength": 99}), ("E_EXTRACTOR", {"extractor": "x"})])
