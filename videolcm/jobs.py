@@ -32,13 +32,7 @@ OPTIMISERS = ("adamw", "muon")
 START_SECONDS = 60  # until a child that was started must have shown itself
 GRACE_SECONDS = 3.5  # for a checkpoint, once the parent is gone
 PRESETS = {  # what they change of Knobs' defaults; in minutes two cores do so many iterations, and the rate comes to its end
-    "one minute look": {
-        "iterations": 36,
-        "batch": 8,
-        "minutes": 1,
-        "clips": 50,
-        "preview_every": 20,
-    },  # as many as two cores do: the rate falls in time
+    "one minute look": {"iterations": 36, "batch": 8, "minutes": 1, "clips": 50, "preview_every": 20},
     "ten minutes": {"iterations": 180, "batch": 16, "minutes": 10, "clips": 200},
     "paper": {"iterations": 4000, "lr": 1e-5, "ema": 0.95, "guidance": 9.0, "skip": "20", "huber": 1e-3, "optimiser": "adamw"},
 }

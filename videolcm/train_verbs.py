@@ -75,7 +75,7 @@ def distill_arguments(parser):
     knob("--iterations", type=number, metavar="N", help="updates (default: 1000; the paper: about 4000)")
     knob("--batch", type=number, metavar="N", help="clips of a process at once (default: 16)")
     knob("--accumulate", type=number, metavar="N", help="batches that a process gives an update (default: 1)")
-    knob("--lr", type=number, metavar="RATE", help="learning rate (default: the teacher's own: toybox 5e-4, others the paper's 1e-5)")
+    knob("--lr", type=number, metavar="RATE", help="learning rate (default: the teacher's own: toybox 1.5e-4, others the paper's 1e-5)")
     knob("--optimiser", metavar="NAME", help="adamw or muon (default: the teacher's own: toybox muon, others adamw)")
     knob("--ema", type=number, metavar="RATE", help="of the target network (default: 0.95, the paper's)")
     knob("--guidance", type=number, metavar="W", help="w of Eq. 5 (default: the teacher's own; the paper: 9)")
