@@ -7,11 +7,12 @@ import gradio as gr
 import psutil
 import pytest
 from conftest import wait_for
+from test_browser import PATIENCE, browser  # noqa: F401  the fixture
 
 from videolcm.errors import AppError
 from videolcm.fetching import chosen, fetch, fetching, parts_of, wanted
 from videolcm.sources import SOURCES, is_here, place_of
-from videolcm.ui import weights
+from videolcm.ui import Engine, launch, weights
 from videolcm.ui.weights import download, look_up, table, why_off
 
 FAKES = Path(__file__).parent / "fakes"
@@ -128,3 +129,30 @@ def test_who_may_download():
         said = [getattr(block, "value", None) for block in page.blocks.values()]
         assert ("What would be downloaded?" in said) == (reason is None)
         assert ("Downloading is off here: so it is." in said) == (reason is not None)
+
+
+def test_a_download_in_a_browser(hub, browser):  # noqa: F811
+    with gr.Blocks() as blocks, gr.Tabs():
+        with gr.Tab("First"):
+            gr.Markdown("nothing")
+        weights.build_weights()
+    _, url, _ = launch(blocks.queue(), Engine(), server_name="127.0.0.1", quiet=True)
+    page, failed = browser.new_page(), []
+    page.set_default_timeout(PATIENCE)
+    page.on("pageerror", lambda error: failed.append(str(error)))
+    try:
+        page.goto(url)
+        page.get_by_role("tab", name="Models").click()
+        page.get_by_role("heading", name="modelscope: 2.8 GB and more to download").wait_for()
+        model = page.get_by_label("Model", exact=True)
+        model.fill("modelscope"), model.press("Enter")
+        assert page.get_by_role("button", name="Download", exact=True).is_disabled()
+        page.get_by_role("button", name="What would be downloaded?").click()
+        page.get_by_text("would be downloaded.").wait_for()
+        page.get_by_role("button", name="Download 0.00 GB").click()
+        page.get_by_role("heading", name="modelscope: here").wait_for()
+        page.get_by_text("modelscope is here. Choose it under Weights.").wait_for()
+        assert is_here("modelscope") and not failed
+    finally:
+        page.close()
+        blocks.close()
