@@ -12,7 +12,7 @@ from media import corners
 from videolcm.errors import AppError
 from videolcm.history import History, is_key
 from videolcm.ui import Engine, build_ui, launch
-from videolcm.ui.comparison_handlers import Stops, make_comparison
+from videolcm.ui.comparison_handlers import NAMES, Stops, make_comparison
 from videolcm.ui.handlers import keeper, make_handler
 from videolcm.ui.history import make_handlers
 from videolcm.video import write_mp4
@@ -112,7 +112,7 @@ def test_what_is_finished_is_kept_before_anybody_hears_of_it(tmp_path, history):
 def test_each_clip_of_a_comparison_is_kept_when_it_is_there(tmp_path, history):
     engine, stops = Engine(load=lambda ref, role: FakeModel(role)), Stops()
     stops.begin(KEY)
-    values = ([1, 2], ["lcm"], ["student"], False, 50, "a red ball", 3, 0.3, "", 8, "128x128", "text", *[None] * 11)
+    values = ([1, 2], ["lcm"], ["student"], False, 50, "a red ball", 3, 0.3, "", 8, "128x128", "text", *[None] * (len(NAMES) - 12))
     running = make_comparison(engine, tmp_path, history)(stops, *values)
     while not history.list(KEY):
         next(running)

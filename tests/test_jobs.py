@@ -20,6 +20,7 @@ from videolcm.checkpoint import load_checkpoint
 from videolcm.errors import AppError
 from videolcm.jobs import GRACE_SECONDS, PRESETS, Jobs, Knobs, Worker, conditions_of, note, read_lines
 from videolcm.lease import Lease
+from videolcm.models.toybox import Toybox
 from videolcm.pipeline import Request, Result
 from videolcm.students import job_folders, students
 from videolcm.ui import Engine
@@ -211,7 +212,7 @@ def test_every_knob_is_an_argument():
     assert knobs_of(parser_of(VERBS).parse_args(["distill", *knobs.arguments()])) == knobs
     config = config_of(knobs, tiny.toybox("teacher"))
     assert (config.lora, config.w_range, config.two_time, config.accumulate, config.inputs) == (4, (0.5, 3.0), True, 2, ("w", "s"))
-    assert (config.lr, config.optimiser, config.skips, config.guidance) == (5e-4, "muon", (100,), 1.0)
+    assert (config.lr, config.optimiser, config.skips, config.guidance) == (Toybox.distilling["lr"], "muon", (100,), 1.0)
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -141,15 +141,14 @@ class Clips:
 
     @cached_property
     def free(self):
-        """bool (N,): clips that are only shown together with a map, which says where their camera is."""
-        return torch.tensor([hasattr(told, "scene") for told in self.plots])
+        """[bool] * N: clips that are only shown together with a map, which says where their camera is."""
+        return [hasattr(told, "scene") for told in self.plots]
 
     def draw(self, count, g, free=True):
         """Indices (count,) of a batch, in any order: plain scenes, and free ones in their share where there are any and they are wanted."""
-        kinds = [kind.nonzero()[:, 0] for kind in (~self.free, self.free)]
-        share = FREE_SHARE if free and len(kinds[1]) else 0.0
-        which = (torch.rand(count, generator=g) < share).long()
-        drawn = torch.stack([kind[torch.randint(max(1, len(kind)), (count,), generator=g)] if len(kind) else which for kind in kinds])
+        kinds = [torch.tensor([i for i, one in enumerate(self.free) if one == kind] or [0]) for kind in (False, True)]
+        which = (torch.rand(count, generator=g) < (FREE_SHARE if free and any(self.free) else 0.0)).long()
+        drawn = torch.stack([kind[torch.randint(len(kind), (count,), generator=g)] for kind in kinds])
         return drawn.gather(0, which[None])[0]
 
     def caption(self, index, rng):
@@ -176,21 +175,20 @@ def conditions(clips, chosen, encode_text, g, rng, drop_text=0.1, drop_maps=0.4,
     encode_text: prompts -> context. A free scene has a map always. `part` is the slice of the batch that is made; what is drawn depends neither
     on it nor on what is kept.
     """
-    count, free = len(chosen), clips.free[chosen]
+    count, free = len(chosen), torch.tensor(clips.free, dtype=torch.bool)[chosen]
     captions = [clips.caption(int(i), rng) if rng.random() >= drop_text else "" for i in chosen]
     any_map = torch.rand(count, 1, generator=g) > drop_maps
     keep = (torch.rand(count, 3, generator=g) < 0.5) & (any_map | free[:, None])
-    keep &= torch.tensor([name in kept for name in MAPS])
-    for i, name in enumerate(MAPS):
-        keep[:, i] |= free & ~keep.any(1) & (name in kept)
+    shown = {name: keep[:, i] for i, name in enumerate(MAPS) if name in kept}
+    for name in shown:
+        shown[name] = shown[name] | (free & (sum(shown.values()) == 0))
     maps = {
         "depth": bent(clips.arrays["depth"][chosen], g, 0.8, 1.25, part),
         "sketch": drawn(bent(clips.arrays["edges"][chosen], g, 0.6, 1.6, part), g, count, part),
         "masked": masked_picture(clips.arrays["rgb"][chosen], clips.arrays["ids"][chosen], rng, part),
     }
-    for i, name in enumerate(maps):
-        shown = keep[part, i][:, None, None, None, None]  # (B, 1, 1, 1, 1)
-        maps[name] = torch.where(shown, maps[name], -1.0) if name in kept else None
+    for name in maps:
+        maps[name] = torch.where(shown[name][part, None, None, None, None], maps[name], -1.0) if name in kept else None
     with torch.no_grad():
         return Conditions(encode_text(captions[part]), **maps)
 

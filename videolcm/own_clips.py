@@ -60,7 +60,7 @@ class OwnClips:
         self.arrays = {name: torch.zeros(shape, dtype=torch.uint8).expand(len(rows), *shape) for name, shape in SHAPES.items()}
         self.arrays |= {name: torch.stack([row.arrays[name] for row in rows]) for name in rows[0].arrays}
         still = torch.tensor([row.still for row in rows])
-        self.free = torch.zeros(len(rows), dtype=torch.bool)
+        self.free = [False] * len(rows)
         self.kinds = [kind.nonzero()[:, 0] for kind in (still, ~still)]  # pictures, videos
 
     def __len__(self):

@@ -143,7 +143,7 @@ def stop_cell(stops, event: gr.EventData):
 
 def wire_file(origin, controls, status):
     """A file that is dropped fills the controls; the seed is then kept."""
-    names = [*NAMES, "randomise"]
+    names = [*(name for name in NAMES if name != "painting"), "randomise"]  # an update makes a component anew, without `painted_by`
 
     def fill(path):
         with refused():
