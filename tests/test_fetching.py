@@ -89,6 +89,17 @@ def test_what_fails_there_is_told_here(hub, monkeypatch):
         list(fetching(REF, [], pace=0.05))
 
 
+def test_a_hub_that_does_not_answer_is_called_that(hub, monkeypatch):
+    from huggingface_hub import errors
+
+    def silent(*_, **__):
+        raise errors.LocalEntryNotFoundError("no answer")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", silent)
+    with pytest.raises(AppError, match="failed: the hub cannot be reached"):
+        wanted(REF)
+
+
 # ---- the page
 
 

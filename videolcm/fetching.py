@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from .errors import AppError
 from .sources import GB, HUB, LAYOUT, SOURCES, Part, lacks, missing, offline, place_of, split
 
+UNREACHED = ("DryRunError", "LocalEntryNotFoundError")  # what huggingface_hub says when it gets no answer
 PACE = 1.0  # seconds between two looks at a download
 FAILED = re.compile(r"\[E_FETCH\] The download of .* failed: (.*?)\. .*")
 
@@ -92,7 +93,8 @@ def from_hub(part, place, files, **options):
         place.mkdir(parents=True, exist_ok=True)
         return snapshot_download(part.repo, revision=part.revision, allow_patterns=list(files), local_dir=place, **options)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise AppError("E_FETCH", given=part.repo, detail=type(error).__name__) from error
+        kind = type(error).__name__
+        raise AppError("E_FETCH", given=part.repo, detail="the hub cannot be reached" if kind in UNREACHED else kind) from error
 
 
 def fetching(ref, places, pace=PACE):
