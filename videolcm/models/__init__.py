@@ -159,10 +159,10 @@ def manifest_of(folder):
 
 
 def facts_of(manifest):
-    """(tasks, guidance, fps) of a ModelInfo. KeyError, TypeError for a manifest that has none."""
+    """(tasks, guidance, fps) of a ModelInfo. KeyError, TypeError or AppError E_CHECKPOINT for a manifest that has none."""
     tasks, guidance, fps = tuple(manifest["tasks"]), manifest["guidance"], manifest["fps"]
     if not set(tasks) <= set(TASKS) or not 0 <= guidance <= 30 or not 1 <= fps <= 60:
-        raise TypeError(manifest)
+        raise AppError("E_CHECKPOINT", given="manifest.json")
     return tasks, guidance, fps
 
 
