@@ -20,7 +20,7 @@ from videolcm.ui.parts import as_given
 QUIET = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
 NET = {"api_visibility": "private", "show_progress": "hidden", "concurrency_id": "net", "concurrency_limit": 1}
 INFO = "A name of the list, or OWNER/NAME@REVISION of the hub with all 40 digits; AnimateLCM with its base is animatelcm:OWNER/NAME@REVISION."
-WAY = "Files that are placed by hand work as well:"
+WAY = "Files placed by hand"
 
 
 def why_off(environ, open_to_all):
@@ -40,7 +40,7 @@ def build_weights(off=None):
             with gr.Row(equal_height=True):
                 names = [name for name, source in SOURCES.items() if source.parts]
                 model = gr.Dropdown(names, value=names[0], label="Model", info=INFO, allow_custom_value=True, scale=6, min_width=260)
-                ask = gr.Button("What would be downloaded?", min_width=120)
+                ask = gr.Button("What would be downloaded?", min_width=220)
                 go = gr.Button("Download", variant="primary", interactive=False, min_width=120)
                 stop = gr.Button("Stop", min_width=80)
             status = gr.HTML(messages.plain("Nothing is downloaded before you have seen what it is and how much."), elem_classes="status")
