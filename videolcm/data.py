@@ -144,11 +144,15 @@ class Clips:
         """[bool] * N: clips that are only shown together with a map, which says where their camera is."""
         return [hasattr(told, "scene") for told in self.plots]
 
+    @cached_property
+    def kinds(self):
+        """Indices of the plain and of the free scenes; one that is never drawn where there are none."""
+        return [torch.tensor([i for i, free in enumerate(self.free) if free == kind] or [0]) for kind in (False, True)]
+
     def draw(self, count, g, free=True):
         """Indices (count,) of a batch, in any order: plain scenes, and free ones in their share where there are any and they are wanted."""
-        kinds = [torch.tensor([i for i, one in enumerate(self.free) if one == kind] or [0]) for kind in (False, True)]
         which = (torch.rand(count, generator=g) < (FREE_SHARE if free and any(self.free) else 0.0)).long()
-        drawn = torch.stack([kind[torch.randint(len(kind), (count,), generator=g)] for kind in kinds])
+        drawn = torch.stack([kind[torch.randint(len(kind), (count,), generator=g)] for kind in self.kinds])
         return drawn.gather(0, which[None])[0]
 
     def caption(self, index, rng):

@@ -23,6 +23,7 @@ OWN_ROLES = ("student", "teacher")
 LEGEND = """*Seconds*: prompt + steps + decoding; cells with one text encoder read the prompt once. *Distance*, *PSNR* and *motion kept* are
 beside the reference; without one, *motion* is in pixels per frame. *Flicker*: how many of 255 levels a pixel changes on its way to the next frame."""
 NUMBERS = ("seed", "gamma", "teacher_steps", "frames", "strength", "grow", "feather", "start", "span")  # of the API's arguments
+UPLOADS = ("video", "mask", "painting")  # no file sets them; and an update, even of nothing, makes them anew, read by gradio itself
 QUIET = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
 DEVICE = {"concurrency_id": "device", "concurrency_limit": 1}
 
@@ -143,7 +144,7 @@ def stop_cell(stops, event: gr.EventData):
 
 def wire_file(origin, controls, status):
     """A file that is dropped fills the controls; the seed is then kept."""
-    names = [*(name for name in NAMES if name != "painting"), "randomise"]  # an update makes a component anew, without `painted_by`
+    names = [*(name for name in NAMES if name not in UPLOADS), "randomise"]
 
     def fill(path):
         with refused():
