@@ -208,6 +208,17 @@ def test_a_video_is_followed_and_its_map_shown(page, tmp_path, title):
     assert page.evaluate("document.documentElement.scrollWidth") <= 1280
 
 
+def stroke(page, x, y):
+    """Draws a line with the mouse, slowly enough for the editor, whose middle is (x, y)."""
+    page.mouse.move(x - 40, y)
+    page.mouse.down()
+    for i in range(10):
+        page.mouse.move(x - 40 + 8 * i, y)
+        page.wait_for_timeout(60)
+    page.mouse.up()
+    page.wait_for_timeout(500)
+
+
 def test_a_painted_hole_is_replaced(page, site, tmp_path):
     pane = opened(page, "Inpaint")
     pane.locator("input[type=file]").first.set_input_files(make(tmp_path / "grain.mp4", textured(16, 256, 256)))
@@ -216,13 +227,7 @@ def test_a_painted_hole_is_replaced(page, site, tmp_path):
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
 
     def preview_of_a_stroke():
-        page.mouse.move(x - 40, y)
-        page.mouse.down()
-        for i in range(10):
-            page.mouse.move(x - 40 + 8 * i, y)
-            time.sleep(0.06)
-        page.mouse.up()
-        time.sleep(0.5)
+        stroke(page, x, y)
         pane.get_by_role("button", name="Preview mask").click()
         try:
             pane.get_by_text("What is red will be replaced.").wait_for(timeout=PATIENCE / 8)

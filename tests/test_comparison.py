@@ -6,7 +6,7 @@ import pytest
 from conftest import FakeModel, wait_for
 from media import make
 from PIL import Image
-from test_browser import BRUSH_IS_THERE, PATIENCE, browser  # noqa: F401  browser is a fixture
+from test_browser import BRUSH_IS_THERE, PATIENCE, browser, stroke  # noqa: F401  browser is a fixture
 from test_uploads import textured
 
 from videolcm.ui import Engine, build_ui, launch
@@ -186,14 +186,7 @@ def test_a_hole_is_painted_for_all_cells(compared, tmp_path):
     def figures_after_a_stroke():
         canvas.scroll_into_view_if_needed()
         box = canvas.bounding_box()
-        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-        compared.mouse.move(x - 40, y)
-        compared.mouse.down()
-        for i in range(10):
-            compared.mouse.move(x - 40 + 8 * i, y)
-            compared.wait_for_timeout(60)
-        compared.mouse.up()
-        compared.wait_for_timeout(500)
+        stroke(compared, box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
         compared.get_by_role("button", name="Compare", exact=True).click()
         refused.or_(figures).first.wait_for()
         if figures.count():

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from .checkpoint import write_json
-from .data import ALL, CLIPS_PER_SHARD, MAPS, Clips, cache_latents, conditions, render_shards
+from .data import ALL, CLIPS_PER_SHARD, MAPS, TEACHING, Clips, cache_latents, conditions, render_shards
 from .errors import AppError
 from .lora import merged, with_adapters
 from .models import write_student as write_denoiser
@@ -129,7 +129,7 @@ def cached_clips(folder, teacher):
     E_LATENTS if they have other channels than the teacher's."""
     if not any(Path(folder).glob("latents-plain-*.safetensors")):
         raise AppError("E_DATA", given=Path(folder).name)
-    clips = Clips(folder, ("plain", "free"), ("latents", "depth", "edges", "ids", "rgb"))
+    clips = Clips(folder, ("plain", "free"), TEACHING)
     if clips.arrays["latents"].shape[1] != teacher.latent_shape(16, 256, 256)[0]:
         raise AppError("E_LATENTS", given=Path(folder).name)
     return clips

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .data import CLIPS_PER_SHARD, Clips, cache_latents, conditions, render_shards
+from .data import CLIPS_PER_SHARD, TEACHING, Clips, cache_latents, conditions, render_shards
 from .depth import DepthNet, depth_network
 from .errors import AppError
 from .judge import Judge, judge
@@ -84,7 +84,6 @@ LAST_SHARE = 0.1  # of a batch at t = 999, where content is decided
 NOISY_SHARE, NOISY = 0.3, 600  # of a batch at 600 and above: a latent this large still tells there where things are
 DROP_MAPS = 0.6  # text alone is the hardest of the four tasks
 OBJECT_WEIGHT = 3.0  # added to the loss where objects are
-TEACHING = ("latents", "depth", "edges", "ids", "rgb")  # of the clips
 
 
 def teacher_stage(folder, encode_text, iterations=3000, batch=32, kinds=("plain", "free"), config=None, validate=None, make_backdrop=None, **stage):
