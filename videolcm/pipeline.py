@@ -358,7 +358,7 @@ def checked_steps(value, sampler):
 def side(value, request):
     """A height or width as an int. AppError E_SIZE."""
     if not is_whole(value) or not 128 <= value <= 512 or value % 32:
-        raise AppError("E_SIZE", given=f"{shown(request.width)}x{shown(request.height)}")
+        raise AppError("E_SIZE", given=f"{shown(request.width)} x {shown(request.height)}")
     return int(value)
 
 
