@@ -218,13 +218,14 @@ def trained(runs, name, dtype=None):
     dtype = torch.float32 if name in ("text", "depth") else dtype or pick_dtype(None, torch.device("cpu"))
     if not (Path(runs) / name).exists():
         return shipped(name, dtype)
+    if name == "student":  # may take more than its teacher does, as its folder says
+        return shipped(name, dtype, Path(runs) / name)
     net = {
         "codec": Codec,
         "decoder": Codec,
         "text": Reader,
         "backdrop": Denoiser,
         "teacher": Denoiser,
-        "student": Denoiser,
         "judge": Judge,
         "depth": DepthNet,
     }[name]()
@@ -233,11 +234,10 @@ def trained(runs, name, dtype=None):
     return net.to(dtype).eval().requires_grad_(False)
 
 
-def shipped(name, dtype=torch.float32):
-    """The network `name` of assets/toybox. AppError E_MODEL_FILE."""
+def shipped(name, dtype=torch.float32, folder=ASSETS / "toybox"):
+    """The network `name` of a model's folder. AppError E_MODEL_FILE."""
     if name in ("judge", "depth"):
         return {"judge": judge, "depth": depth_network}[name]().to(dtype)
-    folder = ASSETS / "toybox"
     entry = read_manifest(folder)[0]["files"].get(name)
     if entry is None:
         raise AppError("E_MODEL_FILE", folder=folder.name, given=name)
