@@ -7,11 +7,12 @@ for a private event can be called too. It knows nothing about layout.
 import hmac
 import logging
 from dataclasses import dataclass
+from functools import partial
 
 import gradio as gr
 
 from videolcm.errors import AppError
-from videolcm.jobs import Knobs, preset_of
+from videolcm.jobs import ALLOWED, Knobs, preset_of
 from videolcm.own_files import captioned, suggest
 from videolcm.students import name_of, students
 from videolcm.ui import distil_messages as say
@@ -21,7 +22,7 @@ from videolcm.ui.tabs import TABS
 log = logging.getLogger(__name__)
 
 PROMPT = TABS["text"].placeholder
-ACTIONS = ("pause", "resume", "cancel", "delete")
+BUTTONS = (*ALLOWED, "compare")
 
 
 @dataclass(frozen=True)
@@ -182,10 +183,10 @@ def make_compare_now(jobs, guard):
 
 
 def make_refresh(jobs, guard):
-    """The handler of the clock: (list, status, curve, previews, what was shown); what did not change since then is left alone."""
+    """The handler of the clock: (list, status, curve, previews, *BUTTONS, what was shown); what did not change since then is left alone."""
 
     def refresh(chosen, shown):
-        return refusing(lambda: updates(jobs, chosen, shown or {})) if not guard.off else [gr.skip()] * 5
+        return refusing(lambda: updates(jobs, chosen, shown or {})) if not guard.off else [gr.skip()] * (5 + len(BUTTONS))
 
     return refresh
 
@@ -199,14 +200,22 @@ def updates(jobs, chosen, shown):
         "status": say.status(job, steps) if job else say.NOTHING,
         "curve": [job and job.id, len(steps)],
         "previews": [job and job.id, sum(bool(step["figures"]) for step in steps)],
+        **possible(jobs, job),
     }
     make = {
         "list": lambda: gr.update(choices=[tuple(pair) for pair in now["list"][:-1]], value=now["list"][-1]),
         "status": lambda: now["status"],
         "curve": lambda: table(say.curve(steps)),
         "previews": lambda: say.previews(job, steps) if job else "",
+        **{button: partial(gr.update, interactive=now[button]) for button in BUTTONS},
     }
     return [*(make[name]() if now[name] != shown.get(name) else gr.skip() for name in now), now]
+
+
+def possible(jobs, job):
+    """{button: whether it can do anything for this job, or for None}."""
+    told = {action: bool(job) and job.state in states for action, states in ALLOWED.items()}
+    return told | {"compare": bool(job) and name_of(job.id) in students(jobs.folder)}
 
 
 def table(points):

@@ -11,7 +11,7 @@ from videolcm.students import students
 from videolcm.ui import messages
 from videolcm.ui.handlers import extractor_choices, make_handler
 from videolcm.ui.hole import build_hole, wire_hole
-from videolcm.ui.parts import as_given, clip_player, control, given, video_upload
+from videolcm.ui.parts import clip_player, control, given, unchecked, video_upload
 from videolcm.ui.tabs import example_rows
 
 MAX_STEPS, MAX_PROMPT = 8, 512  # as in pipeline.py, which this page is up before
@@ -43,19 +43,18 @@ def build_tab(tab, engine, folder, history=None):
 def build_controls(tab):
     """The left column: {name: component}; those that make a request are named as the handler's parameters."""
     controls = {"video": video_upload()} if tab.followed else {}
-    controls["prompt"] = gr.Textbox(label="Prompt", placeholder=tab.placeholder, max_lines=4, max_length=MAX_PROMPT, autofocus=not tab.followed)
+    written = {"placeholder": tab.placeholder, "max_lines": 4, "max_length": MAX_PROMPT, "autofocus": not tab.followed}
+    controls["prompt"] = unchecked(gr.Textbox)(label="Prompt", **written)
     with gr.Row():
         controls["go"] = gr.Button("Generate", variant="primary", scale=2, min_width=120)
         controls["stop"] = gr.Button("Stop", scale=1, min_width=80)
-    controls["steps"] = gr.Slider(1, MAX_STEPS, 4, step=1, label="Steps", info=STEPS_INFO)
+    controls["steps"] = unchecked(gr.Slider)(1, MAX_STEPS, 4, step=1, label="Steps", info=STEPS_INFO)
     with gr.Row(equal_height=True):
         controls["seed"] = control("seed")
         controls["randomise"] = gr.Checkbox(True, label="Randomise", info="A new seed for every clip", min_width=120)
     controls |= build_following(tab) if "extractor" in tab.parameters else {}
     with gr.Accordion("Advanced", open=False):
         controls |= build_advanced(tab)
-    for name in {"prompt", "steps", "sampler", "role", "model"}:
-        controls[name].preprocess = as_given
     return controls
 
 
@@ -73,10 +72,11 @@ def build_advanced(tab):
         with gr.Row():
             controls |= {name: control(name) for name in ("start", "span")}
         controls["fit"] = control("fit")
-    controls["sampler"] = gr.Radio(SAMPLERS, value="lcm", label="Sampler")
-    controls["role"] = gr.Radio(("student", "teacher"), value="student", label="Model", info="The student learned the teacher's result in few steps.")
+    controls["sampler"] = unchecked(gr.Radio)(SAMPLERS, value="lcm", label="Sampler")
+    info = "The student learned the teacher's result in few steps."
+    controls["role"] = unchecked(gr.Radio)(("student", "teacher"), value="student", label="Model", info=info)
     info = "Students that were distilled here join the list; what is not here can be downloaded in the tab Models."
-    controls["model"] = gr.Dropdown(model_names(), value="toybox", label="Weights", info=info)
+    controls["model"] = unchecked(gr.Dropdown)(model_names(), value="toybox", label="Weights", info=info)
     controls["model"].focus(lambda: gr.update(choices=model_names(with_memory=True)), None, controls["model"], **QUIET)
     chosen = gr.Markdown(visible=False)
     controls["model"].change(lambda name: gr.update(value=told(name), visible=bool(told(name))), controls["model"], chosen, **QUIET)

@@ -15,7 +15,7 @@ from videolcm.fetching import fetching, gigabytes, wanted
 from videolcm.sources import SOURCES, about, by_hand, licence_of, offline, state_of, still_to_choose
 from videolcm.ui import messages
 from videolcm.ui.handlers import guarded, refused
-from videolcm.ui.parts import as_given
+from videolcm.ui.parts import unchecked
 
 QUIET = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
 NET = {"api_visibility": "private", "show_progress": "hidden", "concurrency_id": "net", "concurrency_limit": 1}
@@ -39,7 +39,8 @@ def build_weights(off=None):
         else:
             with gr.Row(equal_height=True):
                 names = [name for name, source in SOURCES.items() if source.parts]
-                model = gr.Dropdown(names, value=names[0], label="Model", info=INFO, allow_custom_value=True, scale=6, min_width=260)
+                named = {"label": "Model", "info": INFO, "allow_custom_value": True}
+                model = unchecked(gr.Dropdown)(names, value=names[0], **named, scale=6, min_width=260)
                 ask = gr.Button("What would be downloaded?", min_width=220)
                 go = gr.Button("Download", variant="primary", interactive=False, min_width=120)
                 stop = gr.Button("Stop", min_width=80)
@@ -50,7 +51,7 @@ def build_weights(off=None):
 
 def wire(model, ask, go, stop, status, rows):
     """Events: to look up, to download what was looked up, to stop."""
-    model.preprocess, asked = as_given, gr.State(None)
+    asked = gr.State(None)
     model.change(lambda: (None, gr.Button("Download", interactive=False)), None, [asked, go], **QUIET)
     ask.click(look_up, model, [status, go, asked], **NET)
     run = go.click(download, asked, status, **NET)
