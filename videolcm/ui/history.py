@@ -10,6 +10,7 @@ from pathlib import Path
 
 import gradio as gr
 
+from videolcm.sources import amount
 from videolcm.ui import messages
 from videolcm.ui.gate import key_of
 from videolcm.ui.handlers import passing, refused
@@ -72,4 +73,4 @@ def said(history, kept):
     if not kept:
         return NOTHING
     lasting = "" if history.lasting else " The folder for them cannot be written to, so they are kept until the page ends."
-    return f"All clips of this page take {history.used() / 1e6:.1f} MB of {history.max_bytes / 1e6:,.0f}; the oldest go first.{lasting}"
+    return f"All clips of this page take {amount(history.used())} of {amount(history.max_bytes)}; the oldest go first.{lasting}"
