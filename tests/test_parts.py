@@ -15,7 +15,7 @@ from videolcm.ui.hole import painted
 from videolcm.ui.parts import as_given, path_of, paths_of, unchecked
 
 OWN = (gr.State, gr.Dataset, gr.JSON)  # which gradio does not check, but for the class of an example
-READ = {"UncheckedVideo": path_of, "UncheckedImageEditor": painted}  # of the others only files are not as_given
+READ = {"UncheckedImageEditor": painted}  # of the others only files are not as_given
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def test_after_an_update_every_component_is_read_as_before(blocks):
     assert anew > 20
 
 
-@pytest.mark.parametrize("kind", [gr.Slider, gr.Dropdown, gr.Video])
+@pytest.mark.parametrize("kind", [gr.Slider, gr.Dropdown, gr.File])
 def test_the_browser_sees_the_component_of_gradio(kind):
     own, plain = unchecked(kind)(label="x", render=False), kind(label="x", render=False)
     assert own.get_config() == plain.get_config() and own.get_block_name() == plain.get_block_name() and own.api_info() == plain.api_info()
@@ -52,7 +52,7 @@ def test_the_browser_sees_the_component_of_gradio(kind):
 
 
 def test_files_are_names_that_nobody_opened():
-    video, files = unchecked(gr.Video, path_of)(render=False), unchecked(gr.File, paths_of)(file_count="multiple", render=False)
+    video, files = unchecked(gr.File, path_of)(render=False), unchecked(gr.File, paths_of)(file_count="multiple", render=False)
     assert video.preprocess(SimpleNamespace(path="no/such/file")) == "no/such/file" and video.preprocess(None) is None
     several = SimpleNamespace(root=[SimpleNamespace(path="a"), SimpleNamespace(path="b")])
     assert files.preprocess(several) == ["a", "b"] and files.preprocess(None) == []

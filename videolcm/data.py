@@ -124,10 +124,11 @@ def shrunk(frames, factor):
 
 
 class Clips:
-    """The cached shards of `kinds` in memory: one tensor (N, ...) a name, and what each clip shows."""
+    """The cached shards of `kinds` in memory: one tensor (N, ...) a name, and what each clip shows. {kind: count} takes the first so many alone."""
 
     def __init__(self, folder, kinds, names):
-        paths = [path for kind in kinds for path in sorted(Path(folder).glob(f"latents-{kind}-*.safetensors"))]
+        counts = kinds if isinstance(kinds, dict) else dict.fromkeys(kinds)
+        paths = [path for kind, count in counts.items() for path in sorted(Path(folder).glob(f"latents-{kind}-*.safetensors"))[:count]]
         parts = [read_only(path, names) for path in paths]
         self.arrays = {name: torch.from_numpy(np.concatenate([part[name] for part in parts])) for name in names}
         self.plots = []

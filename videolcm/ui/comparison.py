@@ -15,7 +15,7 @@ from videolcm.ui.hole import build_hole, wire_painting
 from videolcm.ui.parts import as_given, control, path_of, unchecked, video_upload
 from videolcm.ui.player import build_player
 from videolcm.ui.restore import restored
-from videolcm.ui.tab import MAX_PROMPT, MAX_STEPS, ROLL
+from videolcm.ui.tab import MAX_PROMPT, MAX_STEPS, rolling
 from videolcm.ui.tabs import REQUIRED, TABS
 
 Textbox, Slider, Radio, Checkbox, CheckboxGroup = map(unchecked, (gr.Textbox, gr.Slider, gr.Radio, gr.Checkbox, gr.CheckboxGroup))
@@ -118,14 +118,15 @@ def build_files():
 def wire(controls, examples, stops, outputs, handler, write):
     """Events: Compare, Enter and examples roll the seed in the browser, then run the handler; the stops are noted and end it in its own way."""
     prompt, seed, (board, status, *_) = controls["prompt"], controls["seed"], outputs
-    roll = {"fn": None, "inputs": [controls["randomise"], seed], "outputs": seed, "js": ROLL, **QUIET}
+    roll, back = rolling("compare", controls["randomise"], seed)
     begin = {"fn": begun, "inputs": stops, "outputs": None, **QUIET}
     work = {"fn": handler, "inputs": [stops, *(controls[name] for name in NAMES)], "outputs": outputs, "api_visibility": "private"}
     work |= {"show_progress": "minimal", "show_progress_on": status, **DEVICE}
     files = {"fn": write, "inputs": stops, "outputs": outputs[-len(FILES) :], "api_visibility": "private", "show_progress": "hidden"}
-    gr.on([controls["go"].click, prompt.submit], **roll).then(**begin).then(**work).then(**files)
     filled = examples.click(lambda sample: sample[0], examples, prompt, **QUIET)
-    filled.then(**roll).then(**begin).then(**work).then(**files)
+    for rolled in (gr.on([controls["go"].click, prompt.submit], **roll), filled.then(**roll)):
+        made = rolled.then(**begin).then(**work)
+        made.failure(**back), made.then(**files)
     controls["stop"].click(lambda stops: stops.stop_all(), stops, status, **QUIET)
     board.stop_cell(stop_cell, stops, None, **QUIET)
 
@@ -157,7 +158,7 @@ def wire_file(origin, controls, status):
 
 def wire_api(handler):
     """/compare: its arguments are no components of the page, and these hidden ones only say what their types and defaults are."""
-    kinds = {"steps": gr.JSON, "video": gr.Video, "mask": gr.File, "also": gr.Checkbox, "moving": gr.Checkbox}
+    kinds = {"steps": gr.JSON, "video": gr.File, "mask": gr.File, "also": gr.Checkbox, "moving": gr.Checkbox}
     inputs = []
     for name, (default, _) in COMPARED.items():
         kind = kinds.get(name) or (gr.Number if name in NUMBERS else gr.Textbox)

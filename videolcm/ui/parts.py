@@ -13,6 +13,14 @@ from videolcm.ui.tabs import PARAMETERS
 SIZES = ("256x256", "384x256", "256x384", "384x384", "448x256", "512x512")
 FITS = (("cut out the middle", "crop"), ("add black bars", "pad"))
 PIXELS = {"minimum": 0, "maximum": 64, "step": 1, "min_width": 120}
+SHOW = """file => {
+    if (!file) return "";
+    const picture = /\\.(gif|png|jpe?g|webp)$/i.test(file.path);
+    const seen = Object.assign(document.createElement(picture ? "img" : "video"), {src: file.url});
+    if (!picture) Object.assign(seen, {muted: true, controls: true});
+    seen.setAttribute("onerror", "this.replaceWith('This browser cannot show the file; it is read all the same.')");
+    return seen.outerHTML;
+}"""
 CONTROLS = {  # parameter: (kind of component, its options); the value is the parameter's default
     "seed": (gr.Number, {"label": "Seed", "minimum": 0, "maximum": 2**31 - 1, "precision": None, "step": 1, "min_width": 120}),
     "frames": (gr.Slider, {"minimum": 8, "maximum": 32, "step": 1, "label": "Frames", "min_width": 140}),
@@ -64,8 +72,11 @@ def control(name, **options):
 
 
 def video_upload():
-    """Where a video is dropped."""
-    return unchecked(gr.Video, path_of)(label="Video", sources=["upload"], height=230, include_audio=True, elem_classes="upload")
+    """Where a video, a GIF or a picture is dropped, and above it what the browser can show of it: gr.Video takes videos alone."""
+    shown = gr.HTML("", elem_classes="upload")
+    video = unchecked(gr.File, path_of)(label="Video, GIF or picture", file_types=["video", "image"], height=120)
+    video.change(None, video, shown, js=SHOW, api_visibility="private", queue=False, show_progress="hidden")
+    return video
 
 
 def clip_player(label, height, **options):

@@ -18,7 +18,11 @@ MAX_STEPS, MAX_PROMPT = 8, 512  # as in pipeline.py, which this page is up befor
 SAMPLERS = (("LCM: 1 to 8 steps", "lcm"), ("DDIM: 50 steps, slow, the reference", "ddim"))
 ROLE_OF = {"lcm": "student", "ddim": "teacher"}
 STEPS_INFO = "One is fastest. More are not always better: the tab Compare shows it for your prompt."
-ROLL = "(randomise, seed) => randomise ? Math.floor(Math.random() * 2147483648) : seed"
+ROLL = """(randomise, seed) => {
+    document.querySelectorAll(".toast-close").forEach(button => button.click());
+    (window.seeds ??= {}).%s = seed;
+    return randomise ? Math.floor(Math.random() * 2147483648) : seed;
+}"""
 QUIET = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
 
 
@@ -31,7 +35,7 @@ def build_tab(tab, engine, folder, history=None):
             with gr.Column(scale=6, min_width=320):
                 controls |= build_hole() if "mask" in tab.parameters else {}
                 outputs = build_stage(tab)
-        fills = [controls[name] for name in tab.fills]
+        fills = [gr.Video(label="Video", render=False) if name == "video" else controls[name] for name in tab.fills]  # a file has no thumbnail
         examples = gr.Dataset(components=fills, samples=example_rows(tab), label="Examples, one click each")
     wire(tab, controls, examples, outputs, make_handler(tab.task, engine, folder, history))
     if "extractor" in controls:
@@ -120,15 +124,23 @@ def build_stage(tab):
     return (clip, settings, status, preview, *followed)
 
 
+def rolling(name, randomise, seed):
+    """Two events of the browser alone, for the tab of this name: before a request the seed is rolled, and what was said of the one before goes;
+    after a request that was refused the seed is what it was."""
+    quiet = {"fn": None, "outputs": seed, **QUIET}
+    return {"inputs": [randomise, seed], "js": ROLL % name, **quiet}, {"inputs": None, "js": f"() => window.seeds.{name}", **quiet}
+
+
 def wire(tab, controls, examples, outputs, handler):
     """Events: generate, Enter and examples roll the seed in the browser, then run the handler; Stop cancels it."""
     prompt, seed, role, (_, _, status, preview, *_) = controls["prompt"], controls["seed"], controls["role"], outputs
-    roll = {"fn": None, "inputs": [controls["randomise"], seed], "outputs": seed, "js": ROLL, **QUIET}
+    roll, back = rolling(tab.task, controls["randomise"], seed)
     work = {"fn": handler, "inputs": given(tab, controls), "outputs": list(outputs)}
     shared = {"show_progress": "minimal", "show_progress_on": status, "concurrency_id": "device", "concurrency_limit": 1}
     run = gr.on([controls["go"].click, prompt.submit], **roll).then(**work, **shared, api_name=tab.task)
     fills = [controls[name] for name in tab.fills]
     filled = examples.click(lambda sample: tuple(sample) if len(sample) > 1 else sample[0], examples, fills, **QUIET)
     run_example = filled.then(**roll).then(**work, **shared, api_visibility="private")
+    run.failure(**back), run_example.failure(**back)
     controls["stop"].click(lambda: (messages.plain("Stopped."), ""), None, [status, preview], cancels=[run, run_example], **QUIET)
     controls["sampler"].input(ROLE_OF.get, controls["sampler"], role, **QUIET)

@@ -75,7 +75,7 @@ def table():
 
 def look_up(ref):
     """Yields (status, the button, the ref to download): that the hub is asked, then what is missing."""
-    yield from guarded(partial(looked_up, ref), (messages.plain("Nothing was looked up."), OFF, None))
+    yield from guarded(partial(looked_up, ref), lambda why: (messages.plain("Nothing was looked up.", notices=[why]), OFF, None))
 
 
 def looked_up(ref):
@@ -99,7 +99,7 @@ def named(ref):
 
 def download(ref):
     """Status lines as the bytes come; closing it ends the download."""
-    yield from guarded(partial(progress, ref), messages.plain("Nothing more is downloaded."))
+    yield from guarded(partial(progress, ref), lambda why: messages.plain("Nothing more is downloaded.", notices=[why]))
 
 
 def progress(ref):
