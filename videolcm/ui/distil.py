@@ -38,7 +38,7 @@ def build_distil(jobs, guard, teachers, tabs, compared):
             with gr.Column(scale=6, min_width=320):
                 outputs, buttons = build_progress()
         wire(jobs, guard, teachers, (knobs, start, password), outputs, buttons)
-        filled = [compared[name] for name in ("roles", "steps", "with_reference", "prompt")]
+        filled = [compared[name] for name in ("roles", "samplers", "gamma", "steps", "with_reference", "prompt")]
         buttons["compare"].click(make_compare_now(jobs, guard), [outputs[0], compared["prompt"]], [tabs, *filled], **QUIET)
 
 
@@ -67,7 +67,7 @@ def build_knobs(guard, teachers):
             lora = Number(None, label="LoRA rank", info="Paper: none; empty: all weights learn", min_width=120)
             optimiser = Dropdown([(OWN_OF_TEACHER, ""), *OPTIMISERS], value="", label="Optimiser", info="Paper: AdamW", min_width=120)
             w_range = Textbox("", label="Range of w", info="Paper: none; 0,3: w as an input", min_width=120)
-        two_time = Checkbox(False, label="Two-time map", info="Paper: no; to any earlier timestep, sample with tcd and gamma 0")
+        two_time = Checkbox(False, label="Two-time map", info="Paper: no; to any earlier timestep, sampled by tcd with gamma 0")
     conditions = CheckboxGroup(
         CONDITIONS, value=list(CONDITIONS), label="Conditions", info="What the student learns to follow; paper: text, then depth, sketch and others"
     )

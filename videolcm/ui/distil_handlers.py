@@ -167,15 +167,18 @@ def make_action(jobs, guard, action):
 
 def make_compare_now(jobs, guard):
     """The handler that opens the comparison with the shipped student, the chosen fine-tune's and the teacher: updates of the tabs and of its
-    controls roles, steps, with_reference, prompt. AppError E_JOB, E_NO_STUDENT."""
+    controls roles, samplers, gamma, steps, with_reference, prompt; a student of a two-time map is seen by its own sampler too. AppError E_JOB,
+    E_NO_STUDENT."""
 
     def compare_now(id, prompt):
         def run():
-            name, here = name_of(jobs.get(id).id), students(jobs.folder)
+            job, here = jobs.get(id), students(jobs.folder)
+            name, two_time = name_of(job.id), "--two-time" in job.arguments
             if guard.off or name not in here:
                 raise AppError("E_NO_STUDENT", given=name)
             roles = gr.update(choices=["student", "teacher", *here], value=["student", name])
-            return gr.update(selected="compare"), roles, [1, 2, 4], True, prompt or PROMPT
+            ways = (["lcm", "tcd"], 0.0, [1, 4]) if two_time else (["lcm"], gr.skip(), [1, 2, 4])
+            return gr.update(selected="compare"), roles, *ways, True, prompt or PROMPT
 
         return refusing(run)
 

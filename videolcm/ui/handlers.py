@@ -125,7 +125,8 @@ def request_of(task, folder, values):
 
     width, height = size_of(values["size"])
     asked = {name: values[name] for name in AS_ASKED if name in values}
-    asked["steps"] = values["steps"] if values.get("sampler") == "lcm" else None
+    asked["sampler"] = values.get("sampler") or None
+    asked["steps"] = None if values.get("sampler", "ddim") == "ddim" else values["steps"]
     asked["also"] = (TABS[task].other,) if values.get("also") else ()
     with material_of(values, folder, (height, width)) as material:
         return request_with(material, task, values.get("extractor") or None, width=width, height=height, **asked)
