@@ -30,12 +30,12 @@ def shard_path(folder, kind, index):
     return Path(folder) / f"{kind}-{index:05d}.safetensors"
 
 
-def render_shards(folder, kind, shards, workers=2):
-    """Renders the missing ones of `shards` (indices) into `folder`; yields each index as it is done."""
+def render_shards(folder, shards, workers=2):
+    """Renders the missing ones of `shards`, pairs (kind, index), into `folder`; yields each pair as it is done."""
     Path(folder).mkdir(parents=True, exist_ok=True)
-    missing = [index for index in shards if not shard_path(folder, kind, index).exists()]
+    missing = [shard for shard in shards if not shard_path(folder, *shard).exists()]
     with ProcessPoolExecutor(workers) as pool:
-        yield from pool.map(render_shard, [folder] * len(missing), [kind] * len(missing), missing)
+        yield from pool.map(render_shard, [folder] * len(missing), *zip(*missing, strict=True)) if missing else ()
 
 
 def render_shard(folder, kind, index):
@@ -47,7 +47,7 @@ def render_shard(folder, kind, index):
     rows = [stored(KINDS[kind](seed).render()) for seed in range(first, first + CLIPS_PER_SHARD)]
     path = shard_path(folder, kind, index)
     write_atomic(path, partial(save_file, {name: np.stack([row[name] for row in rows]) for name in rows[0]}))
-    return index
+    return kind, index
 
 
 def stored(clip):

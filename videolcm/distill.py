@@ -118,15 +118,14 @@ def toybox_clips(folder, teacher, report, count=600, latents=None, free=False):
 
     What else lies there is left alone, so that a run that goes on finds the clips that it began with.
     """
-    latents, shards = latents or folder, {"plain": -(-count // CLIPS_PER_SHARD)}
-    shards |= {"free": -int(-count * FREE_SHARE // CLIPS_PER_SHARD)} if free else {}
-    missing = [kind for kind, n in shards.items() if not all(latent_path(latents, kind, index).exists() for index in range(n))]
-    for kind in missing:
-        for index in render_shards(folder, kind, range(shards[kind])):
-            report(f"rendered {index + 1}/{shards[kind]} of the {kind} scenes")
+    latents, counts = latents or folder, {"free": -int(-count * FREE_SHARE // CLIPS_PER_SHARD)} if free else {}
+    counts["plain"] = -(-count // CLIPS_PER_SHARD)
+    missing = [(kind, i) for kind, n in counts.items() for i in range(n) if not latent_path(latents, kind, i).exists()]
+    for done, (kind, _) in enumerate(render_shards(folder, missing), 1):
+        report(f"rendered {done}/{len(missing)}: {CLIPS_PER_SHARD} {kind} scenes")
     for path in cache_latents(folder, teacher.encode, latents) if missing else ():
         report(f"encoded {path.stem}")
-    return cached_clips(latents, teacher, shards)
+    return cached_clips(latents, teacher, counts)
 
 
 def cached_clips(folder, teacher, kinds=("plain", "free")):
