@@ -18,7 +18,7 @@ from videolcm.errors import AppError
 from videolcm.jobs import Job, Jobs
 from videolcm.ui import Engine, build_ui, launch
 from videolcm.ui import distil_messages as say
-from videolcm.ui.distil_handlers import PROMPT, Guard, guard_of, make_action, make_compare_now, make_refresh, make_start
+from videolcm.ui.distil_handlers import BUTTONS, PROMPT, Guard, guard_of, make_action, make_compare_now, make_refresh, make_start
 
 STEP = {"iteration": 1, "iterations": 4, "loss": 0.5, "lr": 1e-5, "samples_per_second": 8.0, "figures": None, "skipped": 0, "seconds": 2.0}
 
@@ -135,11 +135,11 @@ def test_the_clock_tells_what_changed_and_only_that(tmp_path):
     folder = job_folder(tmp_path / ("a" * 32), "PAUSED", [STEP, {**STEP, "iteration": 2, "figures": {"previews": {"1": "p.mp4", "4": "q.mp4"}}}])
     (folder / "p.mp4").write_bytes(b"clip")
     look = make_refresh(Jobs(tmp_path), Guard())
-    listed, status, curve, previews, shown = look(None, {})
+    listed, status, curve, previews, *_, shown = look(None, {})
     assert listed["value"] == "a" * 32 and "PAUSED" in listed["choices"][0][0]
     assert "iteration 2 of 4" in status and list(curve["loss"]) == [0.5, 0.5]
     assert "data:video/mp4;base64,Y2xpcA==" in previews and "4 steps: file removed" in previews
-    assert all(isinstance(update, dict) and "value" not in update for update in look("a" * 32, json.loads(json.dumps(shown)))[:4])
+    assert all(update == gr.skip() for update in look("a" * 32, json.loads(json.dumps(shown)))[:-1])
     with open(folder / "log.jsonl", "a") as file:
         file.write(json.dumps({**STEP, "iteration": 3, "loss": None, "skipped": 1}) + "\n")
     _, status, curve, *_ = look("a" * 32, shown)
@@ -172,7 +172,28 @@ def test_a_job_whose_process_died_without_a_word(tmp_path):
 
 def test_no_jobs_and_no_right(tmp_path):
     assert "No fine-tune chosen" in make_refresh(Jobs(tmp_path), Guard())(None, None)[1]
-    assert len(make_refresh(Jobs(tmp_path), Guard("off"))(None, None)) == 5
+    assert len(make_refresh(Jobs(tmp_path), Guard("off"))(None, None)) == len(make_refresh(Jobs(tmp_path), Guard())(None, None))
+
+
+@pytest.mark.parametrize(
+    ("state", "left", "can"),
+    [
+        (None, False, []),
+        ("QUEUED", False, ["pause", "cancel"]),
+        ("RUNNING", True, ["pause", "cancel", "compare"]),
+        ("PAUSED", False, ["resume", "cancel", "delete"]),
+        ("FAILED", True, ["resume", "cancel", "delete", "compare"]),
+        ("DONE", True, ["delete", "compare"]),
+        ("CANCELLED", False, ["delete"]),
+    ],
+)
+def test_buttons_are_on_where_they_can_do_something(tmp_path, monkeypatch, state, left, can):
+    monkeypatch.setattr(Jobs, "is_alive", lambda *_: True)
+    if state:
+        folder = job_folder(tmp_path / ("a" * 32), state)
+        _ = left and (folder / "manifest.json").write_text("{}")
+    buttons = make_refresh(Jobs(tmp_path), Guard())(None, {})[4:-1]
+    assert [name for name, update in zip(BUTTONS, buttons, strict=True) if update["interactive"]] == can
 
 
 def test_compare_now_needs_a_student(tmp_path, monkeypatch):
@@ -182,10 +203,12 @@ def test_compare_now_needs_a_student(tmp_path, monkeypatch):
     (tmp_path / job / "job.json").write_text(json.dumps({"created": 0, "arguments": []}))
     refused("E_NO_STUDENT", make_compare_now(jobs, Guard()), job, "")
     (tmp_path / job / "manifest.json").write_text("{}")
-    tabs, roles, steps, with_reference, prompt = make_compare_now(jobs, Guard())(job, "a blue cube")
+    tabs, roles, samplers, _, steps, with_reference, prompt = make_compare_now(jobs, Guard())(job, "a blue cube")
     assert tabs["selected"] == "compare" and roles["value"] == ["student", "student-01234567"] and roles["value"][1] in roles["choices"]
-    assert (steps, with_reference, prompt) == ([1, 2, 4], True, "a blue cube")
+    assert (samplers, steps, with_reference, prompt) == (["lcm"], [1, 2, 4], True, "a blue cube")
     assert make_compare_now(jobs, Guard())(job, "")[-1] == PROMPT
+    (tmp_path / job / "job.json").write_text(json.dumps({"created": 0, "arguments": ["--two-time"]}))
+    assert make_compare_now(jobs, Guard())(job, "")[2:5] == (["lcm", "tcd"], 0.0, [1, 4])
 
 
 @pytest.mark.parametrize("count", [2, 9, 10, 15, 16, 300])
@@ -245,6 +268,8 @@ def test_a_fine_tune_in_a_browser_survives_a_reload_and_becomes_a_model(browser,
     page.on("pageerror", lambda error: failed.append(str(error)))
     page.goto(site[0])
     page.get_by_role("tab", name="Distil").click()
+    for name in ("Pause", "Resume", "Cancel", "Delete", "Compare now"):
+        assert page.get_by_role("button", name=name, exact=name != "Compare now").filter(visible=True).is_disabled()
     page.get_by_label("Preset").click()
     page.get_by_role("option", name="paper").click()
     page.get_by_role("button", name="Start").click()

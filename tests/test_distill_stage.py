@@ -1,11 +1,15 @@
 """The stage that distils, on a tiny teacher and invented clips: who learns, who does not, and that the target is the average."""
 
 import math
+from argparse import Namespace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from tiny import clips, toybox
 
+from videolcm import distill, train_verbs
+from videolcm.data import FREE_SHARE, latent_path
 from videolcm.distill import DistillConfig, distill_stage
 from videolcm.models.toybox import Block
 from videolcm.training import Run, train
@@ -100,3 +104,49 @@ def test_blocks_that_are_computed_twice_give_the_same_gradients(teacher, monkeyp
         counts.append(sum(calls))
     assert found[0][0] == found[1][0] and same(found[0][1], found[1][1])
     assert counts[1] == 2 * counts[0] > 0
+
+
+@pytest.fixture
+def rendered(monkeypatch):
+    """Rendering and encoding of Toybox that take no time: which shards were asked for, as (kind, index)."""
+    asked = []
+
+    def render(folder, shards):
+        asked.extend(shards)
+        yield from shards
+
+    def encode(folder, encoder, into):
+        for kind, index in asked:
+            path = latent_path(into, kind, index)
+            if not path.exists():
+                save_file(clips().arrays, path)
+                yield path
+
+    monkeypatch.setattr(distill, "render_shards", render)
+    monkeypatch.setattr(distill, "cache_latents", encode)
+    return asked
+
+
+def test_a_share_of_free_scenes_is_rendered_where_maps_are_learned(teacher, tmp_path, rendered):
+    told = []
+    made = distill.toybox_clips(tmp_path, teacher, told.append, 101, free=True)
+    assert rendered == [("free", 0), ("plain", 0), ("plain", 1), ("plain", 2)] and made.free == [True] * 6 + [False] * 18
+    assert told[:2] == ["rendered 1/4: 50 free scenes", "rendered 2/4: 50 plain scenes"] and "encoded latents-free-00000" in told
+    drawn = torch.tensor(made.free)[made.draw(4000, torch.Generator().manual_seed(0))].float().mean()
+    assert abs(drawn - FREE_SHARE) < 0.03
+
+
+def test_a_run_keeps_to_its_clips_whatever_others_have_rendered(teacher, tmp_path, rendered):
+    before = distill.toybox_clips(tmp_path, teacher, lambda line: None, 50)
+    assert rendered == [("plain", 0)] and not any(before.free)
+    distill.toybox_clips(tmp_path, teacher, lambda line: None, 150, free=True)
+    rendered.clear()
+    after = distill.toybox_clips(tmp_path, teacher, lambda line: None, 50)
+    assert rendered == [] and after.plots == before.plots and len(distill.cached_clips(tmp_path, teacher)) == 24
+
+
+@pytest.mark.parametrize(("conditions", "free"), [(("text",), False), (("text", "depth"), True), (("masked",), True)])
+def test_the_command_asks_for_them_where_a_map_is_learned(teacher, monkeypatch, conditions, free):
+    monkeypatch.setattr(distill, "toybox_clips", lambda *_, free: free)
+    args = Namespace(data="toybox", clips=50)
+    assert train_verbs.clips_of(args, teacher, None, conditions) is free

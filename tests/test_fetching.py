@@ -1,6 +1,8 @@
 """Downloading: what is chosen of what the hub lists, what is still missing after a stop, and the page's tab, all by a hub that is not there."""
 
+import re
 import runpy
+import socket
 from pathlib import Path
 
 import gradio as gr
@@ -11,7 +13,7 @@ from test_browser import PATIENCE, browser  # noqa: F401  the fixture
 
 from videolcm.errors import AppError
 from videolcm.fetching import chosen, fetch, fetching, parts_of, wanted
-from videolcm.sources import SOURCES, is_here, place_of
+from videolcm.sources import SOURCES, amount, is_here, place_of
 from videolcm.ui import Engine, launch, weights
 from videolcm.ui.weights import download, look_up, table, why_off
 
@@ -27,6 +29,7 @@ def hub(tmp_path, monkeypatch):
     for name, value in {"VIDEOLCM_MODELS": tmp_path / "models", "PYTHONPATH": FAKES, "HF_HUB_OFFLINE": 0, "TRANSFORMERS_OFFLINE": 0}.items():
         monkeypatch.setenv(name, str(value))
     monkeypatch.setattr("huggingface_hub.snapshot_download", fake["snapshot_download"])
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "data:,")  # which answers
     return tmp_path / "models"
 
 
@@ -47,7 +50,7 @@ def test_what_would_be_downloaded(hub):
     weighty = sorted(name for name in one.files if name.endswith(".safetensors"))
     assert weighty == [f"{part}/model.fp16.safetensors" for part in ("text_encoder", "unet", "vae")]
     assert one.size == 1000 * len(one.files) and one.place == place_of(REF)
-    assert str(one).startswith(f"some/base at 012345678901: {one.size / 1e9:.2f} GB, licence")
+    assert str(one).startswith(f"some/base at 012345678901: {one.size / 1e3:.1f} kB, licence")
     base, *parts = wanted(f"animatelcm:{REF}")
     assert base == one and [got.part for got in parts] == list(SOURCES["animatelcm"].parts)
 
@@ -100,6 +103,22 @@ def test_a_hub_that_does_not_answer_is_called_that(hub, monkeypatch):
         wanted(REF)
 
 
+def test_one_question_tells_that_there_is_no_hub(hub, monkeypatch):
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and does not listen
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{nobody.getsockname()[1]}")
+        monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("it was asked again"))
+        with pytest.raises(AppError, match="failed: the hub cannot be reached"):
+            wanted(REF)
+
+
+@pytest.mark.parametrize(
+    ("count", "said"), [(0, "0 bytes"), (999, "999 bytes"), (1e3, "1.00 kB"), (45e3, "45.0 kB"), (904e6, "904 MB"), (2 << 30, "2.15 GB")]
+)
+def test_bytes_are_told_in_units_that_suit(count, said):
+    assert amount(count) == said
+
+
 # ---- the page
 
 
@@ -107,26 +126,27 @@ def test_it_asks_first_and_shows_how_far_it_is(hub, monkeypatch):
     monkeypatch.setattr(weights, "fetching", lambda ref, places: fetching(ref, places, pace=0.05))
     with pytest.raises(gr.Error, match="E_DECLINED"):
         list(download(None))
-    said, button, ref = look_up("modelscope")
+    (asking, off, nothing), (said, button, ref) = look_up("modelscope")
+    assert "Asking the hub" in asking and not off["interactive"] and nothing is None
     assert "would be downloaded" in said and "CC-BY-NC-4.0" in said and "ali-vilab/text-to-video-ms-1.7b" in said
-    assert button.interactive and button.value.startswith("Download 0.00 GB") and not is_here("modelscope")
+    assert button["interactive"] and re.match(r"Download \d+\.\d kB$", button["value"]) and not is_here("modelscope")
     *told, last = download(ref)
     assert told and all("<progress" in one for one in told) and "is here" in last and is_here("modelscope")
-    said, button, ref = look_up("modelscope")
-    assert "is here" in said and ref is None and not button.interactive
+    *_, (said, button, ref) = look_up("modelscope")
+    assert "is here" in said and ref is None and not button["interactive"]
 
 
 @pytest.mark.parametrize("ref, code", REFUSED, ids=str)
 def test_what_the_page_does_not_fetch(hub, ref, code):
     with pytest.raises(gr.Error, match=code):
-        look_up(ref)
+        list(look_up(ref))
     assert not hub.exists()
 
 
 def test_offline_the_page_says_so_and_where_files_go(hub, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(gr.Error, match="E_OFFLINE"):
-        look_up("animatelcm")
+        list(look_up("animatelcm"))
     shown = table()
     assert "offline" in shown and "models/animatelcm/motion_adapter: config.json" in shown and "convert FILE --out models/videolcm-t2v" in shown
     assert "<h4>toybox: here</h4>" in shown and "research and non-commercial" in shown
@@ -160,7 +180,7 @@ def test_a_download_in_a_browser(hub, browser):  # noqa: F811
         assert page.get_by_role("button", name="Download", exact=True).is_disabled()
         page.get_by_role("button", name="What would be downloaded?").click()
         page.get_by_text("would be downloaded.").wait_for()
-        page.get_by_role("button", name="Download 0.00 GB").click()
+        page.get_by_role("button", name=re.compile(r"Download \d+\.\d kB")).click()
         page.get_by_role("heading", name="modelscope: here").wait_for()
         page.get_by_text("modelscope is here. Choose it under Weights.").wait_for()
         assert is_here("modelscope") and not failed

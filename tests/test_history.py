@@ -84,17 +84,19 @@ def test_the_tab_lists_shows_and_deletes(tmp_path, history):
     look, show, remove = make_handlers(history, tmp_path)
     assert "Nothing yet" in look(visitor())[1]
     name = keep(history, 7)
-    listed, said = look(visitor())
-    assert [value for _, value in listed.choices] == [name] and "clip 7" in listed.choices[0][0] and "MB" in said
+    listed, said, delete, *shown = look(visitor())
+    assert delete["interactive"] is False and shown == [None, None]  # nothing is chosen
+    assert [value for _, value in listed.choices] == [name] and "clip 7" in listed.choices[0][0] and " kB of 2.15 GB" in said
     assert look(visitor(OTHER))[0].choices == [] and look(None)[0].choices == []
     with pytest.raises(gr.Error):
         next(show(name, visitor(OTHER)))
     shown = show(name, visitor())
-    clip, settings = next(shown)
+    clip, settings, delete = next(shown)
+    assert delete["interactive"] is True
     assert settings["prompt"] == "clip 7" and clip.startswith(str(tmp_path)) and str(history.folder) not in clip
     shown.close()
     remove(name, visitor())
-    assert history.list(KEY) == [] and remove(None, visitor()) == (None, None)
+    assert history.list(KEY) == [] and remove(None, visitor()) is None
 
 
 def test_what_is_finished_is_kept_before_anybody_hears_of_it(tmp_path, history):
@@ -145,7 +147,7 @@ def test_a_browser_that_comes_back_finds_its_clips(tmp_path, history):
         wait_for(lambda: history.list(cookies["videolcm"]))
         with httpx.Client(base_url=url, timeout=60, cookies=cookies) as second:
             index = {event["api_name"]: event["id"] for event in second.get("config").json()["dependencies"]}
-            listed, said = second.post("gradio_api/run/predict", json={"data": [], "fn_index": index["look"], "session_hash": "a"}).json()["data"]
-        assert "seed 9" in str(listed) and "MB" in said
+            listed, said, *_ = second.post("gradio_api/run/predict", json={"data": [], "fn_index": index["look"], "session_hash": "a"}).json()["data"]
+        assert "seed 9" in str(listed) and " of 2.15 GB" in said
     finally:
         blocks.close()

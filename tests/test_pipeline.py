@@ -87,7 +87,19 @@ def test_gamma_changes_the_clip_and_is_in_its_settings(model):
     assert [result_of(model, sampler=sampler, steps=1).sha256 for sampler in ("lcm", "tcd")] == [result_of(model, steps=1).sha256] * 2
 
 
-@pytest.mark.parametrize("value", ["euler", "", None, 3, ["lcm"], {}, "LCM", "x" * 10_000])
+def test_the_sampler_is_the_models_own_unless_one_is_asked_for(model):
+    assert Request(PROMPT).sampler is None and Request(PROMPT).steps == 4
+    refused("E_STEPS", steps=9)
+    plain, lcm = result_of(model, steps=3), result_of(model, steps=3, sampler="lcm")
+    assert plain.settings == lcm.settings and (lcm.settings["sampler"], lcm.settings["gamma"]) == ("lcm", None)
+    model.info = replace(model.info, two_time=True)
+    own = result_of(model, steps=3)
+    assert (own.settings["sampler"], own.settings["gamma"]) == ("tcd", 0.0)
+    assert own.sha256 == result_of(model, steps=3, sampler="tcd", gamma=0).sha256
+    assert result_of(model, steps=3, sampler="lcm").settings == lcm.settings and result_of(model, steps=3, gamma=0.5).settings["gamma"] == 0.5
+
+
+@pytest.mark.parametrize("value", ["euler", "", 3, ["lcm"], {}, "LCM", "x" * 10_000])
 def test_bad_names(value):
     refused("E_SAMPLER", sampler=value)
     refused("E_TASK", task=value)

@@ -11,6 +11,7 @@ from conftest import FakeModel
 from real import animatelcm, modelscope, official, place_parts
 
 from videolcm import __main__ as command_line
+from videolcm import world
 from videolcm.sources import SOURCES
 from videolcm.ui import Engine, build_ui, launch
 from videolcm.video import read_settings
@@ -91,3 +92,11 @@ def test_the_table_of_models_is_the_one_in_the_code():
         source = SOURCES[name]
         assert tasks == ", ".join(source.tasks) and ("research" in licence) == source.research
         assert f"{source.size / 1e9:.1f} GB" in download if source.parts else download in ("none", "by hand")
+
+
+def test_the_words_are_those_of_the_world():
+    rows = dict(re.findall(r"^\| ([a-z ]+) \| (.*) \|$", section_of("Try it").split("### What Toybox understands")[1].split("###")[0], re.MULTILINE))
+    tables = {"size": world.SIZE_WORDS, "material": world.MATERIAL_WORDS, "colour": world.COLOUR_WORDS, "shape": world.SHAPE_WORDS}
+    tables |= {"motion": world.MOTION_WORDS, "motion of a ball": world.ROLL_WORDS, "floor": world.FLOOR_WORDS, "sky": world.SKY_WORDS}
+    assert rows == {name: "; ".join(", ".join(dict.fromkeys(words)) for words in table.values()) for name, table in tables.items()}
+    assert list(rows) == list(tables)

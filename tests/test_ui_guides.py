@@ -18,7 +18,7 @@ from videolcm.footage import read_video
 from videolcm.pipeline import generate
 from videolcm.ui import Engine, build_ui, launch, tabs
 from videolcm.ui.handlers import extractor_choices, make_first_frame, make_handler, make_mask_preview
-from videolcm.ui.hole import painted_by
+from videolcm.ui.hole import painted
 from videolcm.uploads import Material, request_with
 from videolcm.video import read_settings, sha256_of
 
@@ -175,12 +175,11 @@ def test_extractors_that_are_ready_are_offered_by_what_they_are():
 
 
 def test_what_was_painted_goes_on_unopened(files):
-    blobs = {"a": SimpleNamespace(layers=[b"x", None])}
-    painted = painted_by(blobs)
-    assert painted(SimpleNamespace(id="a")) == [b"x"] and not blobs
-    assert painted(None) is None and painted(SimpleNamespace(id="gone")) == []
+    editor = SimpleNamespace(blob_storage={"a": SimpleNamespace(layers=[b"x", None])})
+    assert painted(editor, SimpleNamespace(id="a")) == [b"x"] and not editor.blob_storage
+    assert painted(editor, None) is None and painted(editor, SimpleNamespace(id="gone")) == []
     layer = SimpleNamespace(path=files["layer.png"])
-    assert painted(SimpleNamespace(id=None, layers=[layer])) == painting(files)
+    assert painted(editor, SimpleNamespace(id=None, layers=[layer])) == painting(files)
 
 
 # ---- examples

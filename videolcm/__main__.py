@@ -28,7 +28,7 @@ ROLES = "student, teacher, or names of students that were distilled here, with c
 ONE_COUNT = "1 to 8 with lcm and tcd (default 4), 1 to 100 with ddim (default 50)"
 
 
-def request_arguments(parser, steps=ONE_COUNT, sampler="lcm, tcd or ddim (default: what the role is made for)", role=ONE_ROLE, prompts=None):
+def request_arguments(parser, steps=ONE_COUNT, sampler="lcm, tcd or ddim (default: what the model is made for)", role=ONE_ROLE, prompts=None):
     """What says which clip to make; shared by the verbs that make clips. Ranges are the Request's to check. prompts: "?" for one or none."""
     parser.add_argument("prompt", metavar="PROMPT", nargs=prompts, help="what to see, 1 to 512 characters")
     parser.add_argument("--model", default="toybox", metavar="REF", help="a model's name or folder (default: toybox)")
@@ -146,7 +146,7 @@ def cells_of(args):
 
     cells = []
     for role in str(args.role).split(","):
-        samplers = str(args.sampler or SAMPLER_OF.get(role, "lcm")).split(",")
+        samplers = str(args.sampler or SAMPLER_OF.get(role) or "lcm").split(",")
         cells += [Cell(role, sampler, number(steps)) for sampler in samplers for steps in str(args.steps).split(",") if steps]
     return cells, None if args.teacher_steps == 0 else Cell("teacher", "ddim", args.teacher_steps)
 

@@ -30,12 +30,12 @@ def shard_path(folder, kind, index):
     return Path(folder) / f"{kind}-{index:05d}.safetensors"
 
 
-def render_shards(folder, kind, shards, workers=2):
-    """Renders the missing ones of `shards` (indices) into `folder`; yields each index as it is done."""
+def render_shards(folder, shards, workers=2):
+    """Renders the missing ones of `shards`, pairs (kind, index), into `folder`; yields each pair as it is done."""
     Path(folder).mkdir(parents=True, exist_ok=True)
-    missing = [index for index in shards if not shard_path(folder, kind, index).exists()]
+    missing = [shard for shard in shards if not shard_path(folder, *shard).exists()]
     with ProcessPoolExecutor(workers) as pool:
-        yield from pool.map(render_shard, [folder] * len(missing), [kind] * len(missing), missing)
+        yield from pool.map(render_shard, [folder] * len(missing), *zip(*missing, strict=True)) if missing else ()
 
 
 def render_shard(folder, kind, index):
@@ -47,7 +47,7 @@ def render_shard(folder, kind, index):
     rows = [stored(KINDS[kind](seed).render()) for seed in range(first, first + CLIPS_PER_SHARD)]
     path = shard_path(folder, kind, index)
     write_atomic(path, partial(save_file, {name: np.stack([row[name] for row in rows]) for name in rows[0]}))
-    return index
+    return kind, index
 
 
 def stored(clip):
@@ -124,10 +124,11 @@ def shrunk(frames, factor):
 
 
 class Clips:
-    """The cached shards of `kinds` in memory: one tensor (N, ...) a name, and what each clip shows."""
+    """The cached shards of `kinds` in memory: one tensor (N, ...) a name, and what each clip shows. {kind: count} takes the first so many alone."""
 
     def __init__(self, folder, kinds, names):
-        paths = [path for kind in kinds for path in sorted(Path(folder).glob(f"latents-{kind}-*.safetensors"))]
+        counts = kinds if isinstance(kinds, dict) else dict.fromkeys(kinds)
+        paths = [path for kind, count in counts.items() for path in sorted(Path(folder).glob(f"latents-{kind}-*.safetensors"))[:count]]
         parts = [read_only(path, names) for path in paths]
         self.arrays = {name: torch.from_numpy(np.concatenate([part[name] for part in parts])) for name in names}
         self.plots = []

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from .checkpoint import write_json
-from .data import ALL, CLIPS_PER_SHARD, MAPS, TEACHING, Clips, cache_latents, conditions, render_shards
+from .data import ALL, CLIPS_PER_SHARD, FREE_SHARE, MAPS, TEACHING, Clips, cache_latents, conditions, latent_path, render_shards
 from .errors import AppError
 from .lora import merged, with_adapters
 from .models import write_student as write_denoiser
@@ -112,24 +112,28 @@ def student_net(teacher, config):
     return net.with_inputs(config.inputs) if config.inputs else net
 
 
-def toybox_clips(folder, teacher, report, least=600, latents=None):
-    """Clips of Toybox in `folder`, their latents in `latents` (the same, if None): rendered and encoded first where there are fewer than
-    `least`. `report(line)` hears of it."""
-    shards, latents = -(-least // CLIPS_PER_SHARD), latents or folder
-    if len(list(Path(latents).glob("latents-plain-*.safetensors"))) < shards:
-        for index in render_shards(folder, "plain", range(shards)):
-            report(f"rendered {index + 1}/{shards}")
-        for path in cache_latents(folder, teacher.encode, latents):
-            report(f"encoded {path.stem}")
-    return cached_clips(latents, teacher)
+def toybox_clips(folder, teacher, report, count=600, latents=None, free=False):
+    """The first `count` clips of Toybox, in whole shards, and a share of free scenes if they are wanted: in `folder`, their latents in `latents`
+    (the same, if None), rendered and encoded first where they are missing. `report(line)` hears of it.
+
+    What else lies there is left alone, so that a run that goes on finds the clips that it began with.
+    """
+    latents, counts = latents or folder, {"free": -int(-count * FREE_SHARE // CLIPS_PER_SHARD)} if free else {}
+    counts["plain"] = -(-count // CLIPS_PER_SHARD)
+    missing = [(kind, i) for kind, n in counts.items() for i in range(n) if not latent_path(latents, kind, i).exists()]
+    for done, (kind, _) in enumerate(render_shards(folder, missing), 1):
+        report(f"rendered {done}/{len(missing)}: {CLIPS_PER_SHARD} {kind} scenes")
+    for path in cache_latents(folder, teacher.encode, latents) if missing else ():
+        report(f"encoded {path.stem}")
+    return cached_clips(latents, teacher, counts)
 
 
-def cached_clips(folder, teacher):
-    """The cached clips that lie in `folder`, latents-plain-*.safetensors as `data.cache_latents` writes them. AppError E_DATA if there are none,
-    E_LATENTS if they have other channels than the teacher's."""
+def cached_clips(folder, teacher, kinds=("plain", "free")):
+    """The cached clips that lie in `folder`, latents-plain-*.safetensors as `data.cache_latents` writes them; `kinds` as Clips has them.
+    AppError E_DATA if there are none, E_LATENTS if they have other channels than the teacher's."""
     if not any(Path(folder).glob("latents-plain-*.safetensors")):
         raise AppError("E_DATA", given=Path(folder).name)
-    clips = Clips(folder, ("plain", "free"), TEACHING)
+    clips = Clips(folder, kinds, TEACHING)
     if clips.arrays["latents"].shape[1] != teacher.latent_shape(16, 256, 256)[0]:
         raise AppError("E_LATENTS", given=Path(folder).name)
     return clips

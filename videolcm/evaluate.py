@@ -15,7 +15,7 @@ from .errors import AppError
 from .judge import judge, look, text_match
 from .metrics import LOST, frechet_distance, motion, motion_ratio, optical_flow
 from .models.base import Conditions
-from .pipeline import to_frames
+from .pipeline import to_frames, way
 from .plot import scatter
 from .sampling import SAMPLERS, Noise, guided
 from .world import ATTRIBUTES, plot, sample
@@ -116,11 +116,6 @@ def evaluate(students, teacher, rows, steps=(1, 2, 4, 8), teacher_steps=(50,), s
         rendered = kept[plan[0][0]]
         figures = summary(kept[name], rendered, kept.get(plan[1][0], rendered) if teacher_steps else rendered)
         yield name, figures | (gain(kept[name], kept[before_of(name)]) if name.startswith(tuple(f"{one}, " for one in students)) else {})
-
-
-def way(info):
-    """(sampler, its knobs) that a student is made for: one with a two-time map is told where each step goes, and wants no fresh noise."""
-    return ("tcd", {"gamma": 0.0}) if info.two_time else ("lcm", {})
 
 
 def before_of(name):

@@ -8,8 +8,8 @@ import sys
 
 from .arguments import report
 from .errors import AppError
-from .fetching import fetch, gigabytes, wanted
-from .sources import SOURCES, about, licence_of, place_of, split, state_of, still_to_choose
+from .fetching import fetch, wanted
+from .sources import SOURCES, about, amount, licence_of, place_of, split, state_of, still_to_choose
 
 
 def models_arguments(parser):
@@ -43,7 +43,7 @@ def run_fetch(args):
         report(one)
     if licence_of(name):
         report(licence_of(name))
-    if todo and not args.yes and not agreed(f"Download {gigabytes(sum(one.size for one in todo))} into {folder}?"):
+    if todo and not args.yes and not agreed(f"Download {amount(sum(one.size for one in todo))} into {folder}?"):
         raise AppError("E_DECLINED", given=name)
     for one in todo:
         report(f"fetching {one.part.repo} {', '.join(one.files)}")

@@ -6,15 +6,20 @@ safetensors, configs and tokenizers. What is here already stays. It knows nothin
 
 import os
 import re
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
 
 from .errors import AppError
-from .sources import GB, HUB, LAYOUT, SOURCES, Part, lacks, missing, offline, place_of, split
+from .sources import HUB, LAYOUT, SOURCES, Part, amount, lacks, missing, offline, place_of, split
 
 UNREACHED = ("DryRunError", "LocalEntryNotFoundError")  # what huggingface_hub says when it gets no answer
+NO_ANSWER = "the hub cannot be reached"
+PATIENCE = 5.0  # seconds for one answer
 PACE = 1.0  # seconds between two looks at a download
 FAILED = re.compile(r"\[E_FETCH\] The download of .* failed: (.*?)\. .*")
 
@@ -29,11 +34,7 @@ class Wanted:
     size: int  # bytes that are still to come
 
     def __str__(self):
-        return f"{self.part.repo} at {self.part.revision[:12]}: {gigabytes(self.size)}, licence: {self.part.licence}"
-
-
-def gigabytes(count):
-    return f"{count / GB:.2f} GB"
+        return f"{self.part.repo} at {self.part.revision[:12]}: {amount(self.size)}, licence: {self.part.licence}"
 
 
 def wanted(ref):
@@ -45,7 +46,22 @@ def wanted(ref):
     parts = [one for half in (base, name) if half for one in parts_of(half)]
     if parts and offline():
         raise AppError("E_OFFLINE", given=name, folder=f"models/{place_of(name).name}")
+    if parts:
+        require_hub(parts[0][0].repo)
     return [listed(part, place) for part, place in parts]
+
+
+def require_hub(repo):
+    """AppError E_FETCH where the hub does not answer one question: huggingface_hub asks six times and waits 23 s between."""
+    from huggingface_hub import constants
+
+    try:
+        urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=PATIENCE).close()
+    except HTTPError:  # an answer
+        return
+    except (URLError, TimeoutError) as error:
+        if isinstance(getattr(error, "reason", error), (socket.gaierror, ConnectionError, TimeoutError)):  # else it may know a way
+            raise AppError("E_FETCH", given=repo, detail=NO_ANSWER) from error
 
 
 def parts_of(ref):
@@ -94,7 +110,7 @@ def from_hub(part, place, files, **options):
         return snapshot_download(part.repo, revision=part.revision, allow_patterns=list(files), local_dir=place, **options)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         kind = type(error).__name__
-        raise AppError("E_FETCH", given=part.repo, detail="the hub cannot be reached" if kind in UNREACHED else kind) from error
+        raise AppError("E_FETCH", given=part.repo, detail=NO_ANSWER if kind in UNREACHED else kind) from error
 
 
 def fetching(ref, places, pace=PACE):

@@ -27,6 +27,12 @@ from .students import JOB_ID, job_folders, jobs_folder
 
 STATES = ("QUEUED", "RUNNING", "PAUSED", "DONE", "FAILED", "CANCELLED")
 GOING, STANDING = ("QUEUED", "RUNNING"), ("PAUSED", "FAILED")
+ALLOWED = {  # what a job can be told to, in which states
+    "pause": GOING,
+    "resume": STANDING,
+    "cancel": GOING + STANDING,
+    "delete": tuple(state for state in STATES if state not in GOING),
+}
 CONDITIONS = ("text", "depth", "sketch", "masked")
 OPTIMISERS = ("adamw", "muon")
 START_SECONDS = 60  # until a child that was started must have shown itself
@@ -201,17 +207,17 @@ class Jobs:
 
     def pause(self, id):
         """Stop with a checkpoint. AppError E_JOB_STATE unless it is going."""
-        self.wish(self.expect(id, "pause", GOING), "pause")
+        self.wish(self.expect(id, "pause"), "pause")
 
     def resume(self, id):
         """Go on from the newest checkpoint, bit for bit. AppError E_JOB_STATE unless it stands."""
-        job = self.expect(id, "resume", STANDING)
+        job = self.expect(id, "resume")
         (job.folder / "wish").unlink(missing_ok=True)
         self.spawn(job.folder, job.arguments)
 
     def cancel(self, id):
         """Stop for good; the last checkpoint stays and becomes a student. AppError E_JOB_STATE if it has ended."""
-        job = self.expect(id, "cancel", GOING + STANDING)
+        job = self.expect(id, "cancel")
         if job.state not in GOING and not has_checkpoint(job.folder):
             note(job.folder, "CANCELLED")
             return
@@ -221,12 +227,13 @@ class Jobs:
 
     def delete(self, id):
         """Remove everything of it. AppError E_JOB_STATE while it is going."""
-        shutil.rmtree(self.expect(id, "delete", [state for state in STATES if state not in GOING]).folder)
+        shutil.rmtree(self.expect(id, "delete").folder)
         self.children.pop(id, None)
 
-    def expect(self, id, verb, states):
+    def expect(self, id, verb):
+        """The job called so. AppError E_JOB, and E_JOB_STATE unless ALLOWED lets it be told to."""
         job = self.get(id)
-        if job.state not in states:
+        if job.state not in ALLOWED[verb]:
             raise AppError("E_JOB_STATE", state=job.state, given=verb)
         return job
 

@@ -24,7 +24,7 @@ from .video import sha256_of, write_mp4
 MAX_PROMPT = 512  # characters
 MAX_STEPS = {"lcm": 8, "tcd": 8, "ddim": 100}
 DEFAULT_STEPS = {"lcm": 4, "tcd": 4, "ddim": 50}
-SAMPLER_OF = {"student": "lcm", "teacher": "ddim"}  # what each role is made for
+SAMPLER_OF = {"student": None, "teacher": "ddim"}  # what each role is made for; None: see `way`
 WORLD = "It knows balls, cubes, cylinders and cones, their colours and sizes, how they move, what they stand on and the sky above."
 
 
@@ -32,10 +32,10 @@ WORLD = "It knows balls, cubes, cylinders and cones, their colours and sizes, ho
 class Request:
     """What somebody wants to see. It checks itself: an instance that exists is valid, its numbers are ints and its prompt is clean.
 
-    prompt: 1..512 characters once control characters are gone; steps: 1..8 for the samplers lcm and tcd, 1..100 for ddim, None for 4 or 50;
-    seed: 0..2147483647; frames: 8..32; height, width: multiples of 32 in 128..512; guidance: w of Eq. 5 in 0..30, None for none with a
-    student, the model's own with a teacher or with a student that takes w as an input; gamma: of the sampler tcd in 0..1, None for 0.3; the
-    others have no such knob.
+    prompt: 1..512 characters once control characters are gone; sampler: lcm, tcd or ddim, None for the few-step one that the model is made for;
+    steps: 1..8 for lcm and tcd, 1..100 for ddim, None for 4 or 50; seed: 0..2147483647; frames: 8..32; height, width: multiples of 32 in
+    128..512; guidance: w of Eq. 5 in 0..30, None for none with a student, the model's own with a teacher or with a student that takes w as an
+    input; gamma: of tcd in 0..1, None for 0.3, or for the model's own where the sampler is that too; the others have no such knob.
     task: text, or depth, sketch, inpaint, which follow `video`, uint8 (frames, height, width, 3) as `footage.read_video` makes it; inpaint
     replaces `hole`, float32 (frames, height, width) in 0..1 as masks.py makes it. also: more maps to follow, of depth and sketch; extractor:
     a name of conditions.EXTRACTORS for the task's own map, None for the best that is here; strength: 0..2, how strongly maps are followed.
@@ -51,7 +51,7 @@ class Request:
     frames: int = 16
     height: int = 256
     width: int = 256
-    sampler: str = "lcm"
+    sampler: str | None = None
     guidance: float | None = None
     gamma: float | None = None
     task: str = "text"
@@ -64,7 +64,8 @@ class Request:
 
     def __post_init__(self):
         one_of(self.task, TASKS, "E_TASK")
-        one_of(self.sampler, SAMPLERS, "E_SAMPLER")
+        if self.sampler is not None:
+            one_of(self.sampler, SAMPLERS, "E_SAMPLER")
         checked = {
             "prompt": clean_prompt(self.prompt),
             "steps": checked_steps(self.steps, self.sampler),
@@ -209,7 +210,7 @@ def told(result):
 
 
 def settle(model, request):
-    """The request with its guidance and gamma decided, once it is known that this model can do it."""
+    """The request with its guidance, sampler and gamma decided, once it is known that this model can do it."""
     if request.task not in model.info.tasks:
         raise AppError("E_TASK_MODEL", model=model.info.name, given=request.task, known=", ".join(model.info.tasks))
     takes = model.info.w_range
@@ -217,8 +218,14 @@ def settle(model, request):
     guidance = own if request.guidance is None else request.guidance
     if takes and not takes[0] <= guidance <= takes[1]:
         raise AppError("E_W_RANGE", low=takes[0], high=takes[1], given=guidance)
-    gamma = GAMMA if request.gamma is None else request.gamma
-    return replace(request, guidance=guidance, gamma=gamma if request.sampler == "tcd" else None)
+    how, knobs = (request.sampler, {}) if request.sampler else way(model.info)
+    gamma = knobs.get("gamma", GAMMA) if request.gamma is None else request.gamma
+    return replace(request, guidance=guidance, sampler=how, gamma=gamma if how == "tcd" else None)
+
+
+def way(info):
+    """(sampler, its knobs) of few steps that a model is made for: one with a two-time map is told where each step goes, and wants no fresh noise."""
+    return ("tcd", {"gamma": 0.0}) if info.two_time else ("lcm", {})
 
 
 @torch.no_grad()
@@ -351,6 +358,7 @@ def is_whole(value):
 
 def checked_steps(value, sampler):
     """Steps in the sampler's range, its own number if None. AppError E_STEPS."""
+    sampler = sampler or "lcm"  # what a model is made for takes as many steps
     limit = MAX_STEPS[sampler]
     return DEFAULT_STEPS[sampler] if value is None else whole(value, 1, limit, "E_STEPS", limit=limit)
 

@@ -282,9 +282,9 @@ def shown_teacher_stage(data, runs, settings):
 def render_clips(runs, clips, free_share=0.1):
     """Renders `clips` clips and a share of free scenes; yields a line for each shard."""
     data, shards = Path(runs) / "data", -(-clips // CLIPS_PER_SHARD)
-    for kind, count in (("free", max(6, round(shards * free_share))), ("plain", max(10, shards))):
-        for index in render_shards(data, kind, range(count)):
-            yield f"rendered {kind} {index + 1}/{count}"
+    counts = {"free": max(6, round(shards * free_share)), "plain": max(10, shards)}
+    for kind, index in render_shards(data, [(kind, index) for kind, count in counts.items() for index in range(count)]):
+        yield f"rendered {kind} {index + 1}/{counts[kind]}"
 
 
 def encode_clips(runs):

@@ -213,6 +213,14 @@ def offline():
 # ---- what people are told
 
 
+def amount(count):
+    """So many bytes for people, in the largest unit of which there is one: 0 bytes, 812 kB, 34.2 MB, 2.15 GB."""
+    for unit, name in ((GB, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= unit:
+            return f"{count / unit:.{2 - (count >= 10 * unit) - (count >= 100 * unit)}f} {name}"
+    return f"{count:.0f} bytes"
+
+
 def size_of(name):
     """What of a model is still to be downloaded, for people."""
     if name not in SOURCES:

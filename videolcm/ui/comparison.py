@@ -12,18 +12,18 @@ from videolcm.ui.comparison_handlers import COMPARED, FILES, NAMES, OUTPUTS, Sto
 from videolcm.ui.gate import key_of
 from videolcm.ui.handlers import extractor_choices, refused
 from videolcm.ui.hole import build_hole, wire_painting
-from videolcm.ui.parts import as_given, control, path_of, video_upload
+from videolcm.ui.parts import as_given, control, path_of, unchecked, video_upload
 from videolcm.ui.player import build_player
 from videolcm.ui.restore import restored
-from videolcm.ui.tab import MAX_PROMPT, MAX_STEPS, ROLL
+from videolcm.ui.tab import MAX_PROMPT, MAX_STEPS, rolling
 from videolcm.ui.tabs import REQUIRED, TABS
 
+Textbox, Slider, Radio, Checkbox, CheckboxGroup = map(unchecked, (gr.Textbox, gr.Slider, gr.Radio, gr.Checkbox, gr.CheckboxGroup))
 SAMPLERS = (("LCM", "lcm"), ("TCD", "tcd"), ("DDIM", "ddim"))
 OWN_ROLES = ("student", "teacher")
 LEGEND = """*Seconds*: prompt + steps + decoding; cells with one text encoder read the prompt once. *Distance*, *PSNR* and *motion kept* are
 beside the reference; without one, *motion* is in pixels per frame. *Flicker*: how many of 255 levels a pixel changes on its way to the next frame."""
 NUMBERS = ("seed", "gamma", "teacher_steps", "frames", "strength", "grow", "feather", "start", "span")  # of the API's arguments
-UPLOADS = ("video", "mask", "painting")  # no file sets them; and an update, even of nothing, makes them anew, read by gradio itself
 QUIET = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
 DEVICE = {"concurrency_id": "device", "concurrency_limit": 1}
 
@@ -51,18 +51,18 @@ def build_comparison(engine, folder, history=None):
 def build_controls():
     """What to compare: {name: component}; those that make a request are named as NAMES."""
     with gr.Row(equal_height=True):
-        prompt = gr.Textbox(label="Prompt", placeholder=TABS["text"].placeholder, max_lines=3, max_length=MAX_PROMPT, scale=6, min_width=260)
+        prompt = Textbox(label="Prompt", placeholder=TABS["text"].placeholder, max_lines=3, max_length=MAX_PROMPT, scale=6, min_width=260)
         with gr.Column(scale=1, min_width=150, elem_classes="go"):
             go = gr.Button("Compare", variant="primary", size="md")
             stop = gr.Button("Stop all", size="md")
     with gr.Row(equal_height=True, elem_classes="ways"):
-        steps = gr.CheckboxGroup(list(range(1, MAX_STEPS + 1)), value=[1, 2, 4, 8], label="Steps", scale=20, min_width=260)
-        samplers = gr.CheckboxGroup(SAMPLERS, value=["lcm"], label="Samplers", scale=11, min_width=180)
-        roles = gr.CheckboxGroup(OWN_ROLES, value=["student"], label="Models", scale=9, min_width=180)
+        steps = CheckboxGroup(list(range(1, MAX_STEPS + 1)), value=[1, 2, 4, 8], label="Steps", scale=20, min_width=260)
+        samplers = CheckboxGroup(SAMPLERS, value=["lcm"], label="Samplers", scale=11, min_width=180)
+        roles = CheckboxGroup(OWN_ROLES, value=["student"], label="Models", scale=9, min_width=180)
     with gr.Row(equal_height=True):
         info = "All cells are measured against it. It takes longer than all of them together."
         with gr.Column(scale=20, min_width=300):
-            with_reference = gr.Checkbox(True, label="The teacher at 50 DDIM steps as the reference", info=info)
+            with_reference = Checkbox(True, label="The teacher at 50 DDIM steps as the reference", info=info)
         with gr.Column(scale=11, min_width=120):
             seed = control("seed")
         with gr.Column(scale=9, min_width=120):
@@ -70,11 +70,9 @@ def build_controls():
     followed = build_followed()
     with gr.Accordion("Advanced", open=False), gr.Row():
         frames, size = control("frames"), control("size")
-        gamma = gr.Slider(0, 1, 0.3, step=0.05, label="Gamma of TCD", min_width=140)
-        guidance = gr.Textbox(label="Guidance", placeholder="the model's own", min_width=120)  # a gr.Number cannot be empty: it sends 0
-        reference_steps = gr.Slider(1, 100, 50, step=1, label="Steps of the reference", min_width=140)
-    for component in (steps, samplers, roles, with_reference, reference_steps, prompt, gamma, guidance):
-        component.preprocess = as_given
+        gamma = Slider(0, 1, 0.3, step=0.05, label="Gamma of TCD", min_width=140)
+        guidance = Textbox(label="Guidance", placeholder="the model's own", min_width=120)  # a gr.Number cannot be empty: it sends 0
+        reference_steps = Slider(1, 100, 50, step=1, label="Steps of the reference", min_width=140)
     made = (steps, samplers, roles, with_reference, reference_steps, prompt, seed, gamma, guidance, frames, size)
     controls = dict(zip(NAMES, made, strict=False)) | followed
     wire_painting(controls)
@@ -83,7 +81,7 @@ def build_controls():
 
 def build_followed():
     """What all cells follow besides the prompt: {name: component}; the rest of them is seen when a task needs it."""
-    task = gr.Radio([(tab.title, tab.task) for tab in TABS.values()], value="text", label="Task")
+    task = Radio([(tab.title, tab.task) for tab in TABS.values()], value="text", label="Task")
     with gr.Row(visible=False) as follows:
         with gr.Column(min_width=260):
             controls = {"task": task, "video": video_upload()}
@@ -94,7 +92,7 @@ def build_followed():
             controls |= {name: control(name) for name in ("extractor", "strength", "also")}
         with gr.Column(min_width=520, visible=False) as holes:
             controls |= build_hole(look=False)
-    task.preprocess, extractor = as_given, controls["extractor"]
+    extractor = controls["extractor"]
 
     def shown(task):
         follows_map, hole = task in ("depth", "sketch"), task == "inpaint"
@@ -120,14 +118,15 @@ def build_files():
 def wire(controls, examples, stops, outputs, handler, write):
     """Events: Compare, Enter and examples roll the seed in the browser, then run the handler; the stops are noted and end it in its own way."""
     prompt, seed, (board, status, *_) = controls["prompt"], controls["seed"], outputs
-    roll = {"fn": None, "inputs": [controls["randomise"], seed], "outputs": seed, "js": ROLL, **QUIET}
+    roll, back = rolling("compare", controls["randomise"], seed)
     begin = {"fn": begun, "inputs": stops, "outputs": None, **QUIET}
     work = {"fn": handler, "inputs": [stops, *(controls[name] for name in NAMES)], "outputs": outputs, "api_visibility": "private"}
     work |= {"show_progress": "minimal", "show_progress_on": status, **DEVICE}
     files = {"fn": write, "inputs": stops, "outputs": outputs[-len(FILES) :], "api_visibility": "private", "show_progress": "hidden"}
-    gr.on([controls["go"].click, prompt.submit], **roll).then(**begin).then(**work).then(**files)
     filled = examples.click(lambda sample: sample[0], examples, prompt, **QUIET)
-    filled.then(**roll).then(**begin).then(**work).then(**files)
+    for rolled in (gr.on([controls["go"].click, prompt.submit], **roll), filled.then(**roll)):
+        made = rolled.then(**begin).then(**work)
+        made.failure(**back), made.then(**files)
     controls["stop"].click(lambda stops: stops.stop_all(), stops, status, **QUIET)
     board.stop_cell(stop_cell, stops, None, **QUIET)
 
@@ -144,7 +143,7 @@ def stop_cell(stops, event: gr.EventData):
 
 def wire_file(origin, controls, status):
     """A file that is dropped fills the controls; the seed is then kept."""
-    names = [*(name for name in NAMES if name not in UPLOADS), "randomise"]
+    names = [*NAMES, "randomise"]
 
     def fill(path):
         with refused():
@@ -159,11 +158,10 @@ def wire_file(origin, controls, status):
 
 def wire_api(handler):
     """/compare: its arguments are no components of the page, and these hidden ones only say what their types and defaults are."""
-    kinds = {"steps": gr.JSON, "video": gr.Video, "mask": gr.File, "also": gr.Checkbox, "moving": gr.Checkbox}
+    kinds = {"steps": gr.JSON, "video": gr.File, "mask": gr.File, "also": gr.Checkbox, "moving": gr.Checkbox}
     inputs = []
     for name, (default, _) in COMPARED.items():
         kind = kinds.get(name) or (gr.Number if name in NUMBERS else gr.Textbox)
-        component = kind(None if default is REQUIRED else default, visible=False)
-        component.preprocess = path_of if name in ("video", "mask") else as_given
-        inputs.append(component)
+        read = path_of if name in ("video", "mask") else as_given
+        inputs.append(unchecked(kind, read)(None if default is REQUIRED else default, visible=False))
     gr.Button(visible=False).click(handler, inputs, [gr.File(visible=False), gr.JSON(visible=False)], api_name="compare", **DEVICE)

@@ -125,7 +125,7 @@ def make_comparison(engine, folder, history=None):
             yield from comparison_updates(engine, request, cells, reference, stops, notices, keep)
 
         try:
-            yield from guarded(run, updates(status=messages.plain("Nothing was made.")))
+            yield from guarded(run, lambda why: updates(status=messages.plain("Nothing was made.", notices=[why])))
         finally:
             stops.busy = False
 
@@ -261,7 +261,7 @@ def make_compare(engine, folder):
             request, notices = shared_request(folder, {name: value for name, value in values.items() if name not in ("steps", "sampler")})
             yield from api_updates(engine, folder, request, cells, reference, notices)
 
-        yield from guarded(run, (gr.skip(), gr.skip()))
+        yield from guarded(run, lambda why: (gr.skip(), gr.skip()))
 
     compare.__doc__, compare.__signature__ = description(SUMMARY, COMPARED, RETURNS), signature(COMPARED)
     return compare

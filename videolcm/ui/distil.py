@@ -6,12 +6,14 @@ closed page misses is on disk: the list is read anew every two seconds. It knows
 
 import gradio as gr
 
-from videolcm.jobs import CONDITIONS, OPTIMISERS, PRESETS, Knobs
+from videolcm.jobs import ALLOWED, CONDITIONS, OPTIMISERS, PRESETS, Knobs
 from videolcm.sources import licence_of
 from videolcm.ui import distil_messages as say
-from videolcm.ui.distil_handlers import ACTIONS, make_action, make_compare_now, make_refresh, make_start, suggested
-from videolcm.ui.parts import paths_of
+from videolcm.ui.distil_handlers import make_action, make_compare_now, make_refresh, make_start, suggested
+from videolcm.ui.parts import paths_of, unchecked
 
+Textbox, Number, Radio, Dropdown = map(unchecked, (gr.Textbox, gr.Number, gr.Radio, gr.Dropdown))
+Checkbox, CheckboxGroup, Files = unchecked(gr.Checkbox), unchecked(gr.CheckboxGroup), unchecked(gr.File, paths_of)
 QUIET = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
 SECONDS = 2  # between two looks at the jobs
 OWN, OWN_OF_TEACHER = "No preset", "The teacher's own"
@@ -35,10 +37,9 @@ def build_distil(jobs, guard, teachers, tabs, compared):
                 knobs, start, password = build_knobs(guard, teachers)
             with gr.Column(scale=6, min_width=320):
                 outputs, buttons = build_progress()
-                compare = gr.Button("Compare now: before, this student, the teacher", size="sm")
         wire(jobs, guard, teachers, (knobs, start, password), outputs, buttons)
-        filled = [compared[name] for name in ("roles", "steps", "with_reference", "prompt")]
-        compare.click(make_compare_now(jobs, guard), [outputs[0], compared["prompt"]], [tabs, *filled], **QUIET)
+        filled = [compared[name] for name in ("roles", "samplers", "gamma", "steps", "with_reference", "prompt")]
+        buttons["compare"].click(make_compare_now(jobs, guard), [outputs[0], compared["prompt"]], [tabs, *filled], **QUIET)
 
 
 def build_knobs(guard, teachers):
@@ -46,72 +47,69 @@ def build_knobs(guard, teachers):
     default = Knobs()
     with gr.Row():
         licences = " ".join(f"{name}: {licence_of(ref)}" for name, ref in teachers.items() if licence_of(ref))
-        teacher = gr.Dropdown(list(teachers), value=next(iter(teachers)), label="Teacher", info=licences or None, min_width=120)
-        preset = gr.Dropdown([(OWN, ""), *((name, name) for name in PRESETS)], value="one minute look", label="Preset", min_width=120)
+        teacher = Dropdown(list(teachers), value=next(iter(teachers)), label="Teacher", info=licences or None, min_width=120)
+        preset = Dropdown([(OWN, ""), *((name, name) for name in PRESETS)], value="one minute look", label="Preset", min_width=120)
     start = gr.Button("Start", variant="primary")
     with gr.Accordion("Knobs, used without a preset", open=False):
         with gr.Row():
-            iterations = gr.Number(default.iterations, label="Iterations", info="Paper: about 4000", min_width=120)
-            batch = gr.Number(default.batch, label="Batch", info="Paper: not said", min_width=120)
+            iterations = Number(default.iterations, label="Iterations", info="Paper: about 4000", min_width=120)
+            batch = Number(default.batch, label="Batch", info="Paper: not said", min_width=120)
         with gr.Row():
-            lr = gr.Number(None, label="Learning rate", info="Paper: 1e-5; empty: the teacher's own", min_width=120)
-            guidance = gr.Number(None, label="Guidance w", info="Paper: 9; empty: the teacher's own", min_width=120)
+            lr = Number(None, label="Learning rate", info="Paper: 1e-5; empty: the teacher's own", min_width=120)
+            guidance = Number(None, label="Guidance w", info="Paper: 9; empty: the teacher's own", min_width=120)
         with gr.Row():
-            ema = gr.Number(default.ema, label="EMA", info="Paper: 0.95", min_width=120)
-            skip = gr.Textbox("", label="Skip k", info="Paper: 20; empty: the teacher's own", min_width=120)
+            ema = Number(default.ema, label="EMA", info="Paper: 0.95", min_width=120)
+            skip = Textbox("", label="Skip k", info="Paper: 20; empty: the teacher's own", min_width=120)
         with gr.Row():
-            huber = gr.Number(None, label="Huber c", info="Paper: 1e-3; empty: the teacher's own", min_width=120)
-            minutes = gr.Number(None, label="Minutes", info="Paper: no limit; empty: none", min_width=120)
+            huber = Number(None, label="Huber c", info="Paper: 1e-3; empty: the teacher's own", min_width=120)
+            minutes = Number(None, label="Minutes", info="Paper: no limit; empty: none", min_width=120)
         with gr.Row():
-            lora = gr.Number(None, label="LoRA rank", info="Paper: none; empty: all weights learn", min_width=120)
-            optimiser = gr.Dropdown([(OWN_OF_TEACHER, ""), *OPTIMISERS], value="", label="Optimiser", info="Paper: AdamW", min_width=120)
-            w_range = gr.Textbox("", label="Range of w", info="Paper: none; 0,3: w as an input", min_width=120)
-        two_time = gr.Checkbox(False, label="Two-time map", info="Paper: no; to any earlier timestep, sample with tcd and gamma 0")
-    conditions = gr.CheckboxGroup(
+            lora = Number(None, label="LoRA rank", info="Paper: none; empty: all weights learn", min_width=120)
+            optimiser = Dropdown([(OWN_OF_TEACHER, ""), *OPTIMISERS], value="", label="Optimiser", info="Paper: AdamW", min_width=120)
+            w_range = Textbox("", label="Range of w", info="Paper: none; 0,3: w as an input", min_width=120)
+        two_time = Checkbox(False, label="Two-time map", info="Paper: no; to any earlier timestep, sampled by tcd with gamma 0")
+    conditions = CheckboxGroup(
         CONDITIONS, value=list(CONDITIONS), label="Conditions", info="What the student learns to follow; paper: text, then depth, sketch and others"
     )
-    seed = gr.Number(default.seed, label="Training seed")
-    password = gr.Textbox("", label="Password for distilling", type="password", visible=bool(guard.password))
+    seed = Number(default.seed, label="Training seed")
+    password = Textbox("", label="Password for distilling", type="password", visible=bool(guard.password))
     clips, captions, images = build_clips()
     knobs = [teacher, preset, iterations, batch, lr, guidance, ema, skip, huber, seed, minutes, conditions, password, clips, captions]
     knobs += [lora, w_range, two_time, optimiser, images]
-    for component in knobs:
-        component.preprocess = lambda value: value  # the handler checks every value, and says what is wrong
-    clips.preprocess = paths_of
     return knobs, start, password
 
 
 def build_clips():
     """Own clips in place of rendered ones: where they are dropped, a caption a line, and how often pictures are taken."""
     with gr.Accordion("Clips of your own, in place of rendered ones", open=False):
-        clips = gr.File(label="Videos and pictures", file_count="multiple", file_types=["video", "image"], height=140, elem_id="own-clips")
-        captions = gr.Textbox("", label="Captions", info="One a line, in the order of the clips", lines=3, max_lines=12)
-        images = gr.Number(None, label="Share of pictures", info="Paper: 0.25, a GPU of four; empty: the same")
+        clips = Files(label="Videos and pictures", file_count="multiple", file_types=["video", "image"], height=140, elem_id="own-clips")
+        captions = Textbox("", label="Captions", info="One a line, in the order of the clips", lines=3, max_lines=12)
+        images = Number(None, label="Share of pictures", info="Paper: 0.25, a GPU of four; empty: the same")
     asked = gr.State([])  # the clips that the lines belong to
     clips.change(suggested, [clips, captions, asked], [captions, asked], **QUIET)
     return clips, captions, images
 
 
 def build_progress():
-    """The right column: (list, status, curve, previews), and the buttons by action."""
-    chosen = gr.Radio([], label="Fine-tunes", elem_classes="jobs")
-    chosen.preprocess = lambda value: value
+    """The right column: (list, status, curve, previews), and the buttons by name, off until there is something that they can do."""
+    chosen = Radio([], label="Fine-tunes", elem_classes="jobs")
     with gr.Row():
-        buttons = {action: gr.Button(action.capitalize(), min_width=70, size="sm") for action in ACTIONS}
+        buttons = {action: gr.Button(action.capitalize(), min_width=70, size="sm", interactive=False) for action in ALLOWED}
     status = gr.HTML(say.NOTHING, elem_classes="status")
     curve = gr.LinePlot(x="iteration", y="loss", height=220, label="Loss")
     previews = gr.HTML("")
+    buttons["compare"] = gr.Button("Compare now: before, this student, the teacher", size="sm", interactive=False)
     return [chosen, status, curve, previews], buttons
 
 
 def wire(jobs, guard, teachers, asked, outputs, buttons):
     """Events: the clock and every button end in a new look at the jobs. `asked` is what `build_knobs` gave."""
     (knobs, start, password), chosen, shown = asked, outputs[0], gr.State({})
-    look = {"fn": make_refresh(jobs, guard), "inputs": [chosen, shown], "outputs": [*outputs, shown], **QUIET}
+    look = {"fn": make_refresh(jobs, guard), "inputs": [chosen, shown], "outputs": [*outputs, *buttons.values(), shown], **QUIET}
     made = gr.JSON(visible=False)
     begun = start.click(make_start(jobs, guard, teachers), knobs, made, api_name="distill", concurrency_id="jobs", show_progress="hidden")
     begun.success(lambda job: gr.update(choices=[job["id"]], value=job["id"]), made, chosen, **QUIET).then(**look)
-    for action, button in buttons.items():
-        button.click(make_action(jobs, guard, action), [chosen, password], None, **QUIET).then(**look)
+    for action in ALLOWED:
+        buttons[action].click(make_action(jobs, guard, action), [chosen, password], None, **QUIET).then(**look)
     chosen.input(**look)
     gr.Timer(SECONDS).tick(**look)

@@ -7,11 +7,12 @@ for a private event can be called too. It knows nothing about layout.
 import hmac
 import logging
 from dataclasses import dataclass
+from functools import partial
 
 import gradio as gr
 
 from videolcm.errors import AppError
-from videolcm.jobs import Knobs, preset_of
+from videolcm.jobs import ALLOWED, Knobs, preset_of
 from videolcm.own_files import captioned, suggest
 from videolcm.students import name_of, students
 from videolcm.ui import distil_messages as say
@@ -21,7 +22,7 @@ from videolcm.ui.tabs import TABS
 log = logging.getLogger(__name__)
 
 PROMPT = TABS["text"].placeholder
-ACTIONS = ("pause", "resume", "cancel", "delete")
+BUTTONS = (*ALLOWED, "compare")
 
 
 @dataclass(frozen=True)
@@ -166,15 +167,18 @@ def make_action(jobs, guard, action):
 
 def make_compare_now(jobs, guard):
     """The handler that opens the comparison with the shipped student, the chosen fine-tune's and the teacher: updates of the tabs and of its
-    controls roles, steps, with_reference, prompt. AppError E_JOB, E_NO_STUDENT."""
+    controls roles, samplers, gamma, steps, with_reference, prompt; a student of a two-time map is seen by its own sampler too. AppError E_JOB,
+    E_NO_STUDENT."""
 
     def compare_now(id, prompt):
         def run():
-            name, here = name_of(jobs.get(id).id), students(jobs.folder)
+            job, here = jobs.get(id), students(jobs.folder)
+            name, two_time = name_of(job.id), "--two-time" in job.arguments
             if guard.off or name not in here:
                 raise AppError("E_NO_STUDENT", given=name)
             roles = gr.update(choices=["student", "teacher", *here], value=["student", name])
-            return gr.update(selected="compare"), roles, [1, 2, 4], True, prompt or PROMPT
+            ways = (["lcm", "tcd"], 0.0, [1, 4]) if two_time else (["lcm"], gr.skip(), [1, 2, 4])
+            return gr.update(selected="compare"), roles, *ways, True, prompt or PROMPT
 
         return refusing(run)
 
@@ -182,10 +186,10 @@ def make_compare_now(jobs, guard):
 
 
 def make_refresh(jobs, guard):
-    """The handler of the clock: (list, status, curve, previews, what was shown); what did not change since then is left alone."""
+    """The handler of the clock: (list, status, curve, previews, *BUTTONS, what was shown); what did not change since then is left alone."""
 
     def refresh(chosen, shown):
-        return refusing(lambda: updates(jobs, chosen, shown or {})) if not guard.off else [gr.skip()] * 5
+        return refusing(lambda: updates(jobs, chosen, shown or {})) if not guard.off else [gr.skip()] * (5 + len(BUTTONS))
 
     return refresh
 
@@ -199,14 +203,22 @@ def updates(jobs, chosen, shown):
         "status": say.status(job, steps) if job else say.NOTHING,
         "curve": [job and job.id, len(steps)],
         "previews": [job and job.id, sum(bool(step["figures"]) for step in steps)],
+        **possible(jobs, job),
     }
     make = {
         "list": lambda: gr.update(choices=[tuple(pair) for pair in now["list"][:-1]], value=now["list"][-1]),
         "status": lambda: now["status"],
         "curve": lambda: table(say.curve(steps)),
         "previews": lambda: say.previews(job, steps) if job else "",
+        **{button: partial(gr.update, interactive=now[button]) for button in BUTTONS},
     }
     return [*(make[name]() if now[name] != shown.get(name) else gr.skip() for name in now), now]
+
+
+def possible(jobs, job):
+    """{button: whether it can do anything for this job, or for None}."""
+    told = {action: bool(job) and job.state in states for action, states in ALLOWED.items()}
+    return told | {"compare": bool(job) and name_of(job.id) in students(jobs.folder)}
 
 
 def table(points):

@@ -32,7 +32,10 @@ def make_handler(task, engine, folder, history=None):
         given = handler.__signature__.bind(*args, **options)
         given.apply_defaults()
         keep = keeper(history, key_of(given.arguments.pop("visitor")))
-        cleared = update(bool(tab.followed), messages.plain("Nothing was made."), "")
+
+        def cleared(why):
+            return update(bool(tab.followed), messages.plain("Nothing was made.", notices=[why]), "")
+
         yield from guarded(lambda: clip_updates(tab, engine, Path(folder), given.arguments, keep), cleared)
 
     handler.__name__ = handler.__qualname__ = task
@@ -60,14 +63,21 @@ def keeper(history, key):
 
 
 def guarded(run, cleared):
-    """The updates of `run()`. An error first clears the page by the update `cleared`, then becomes a gr.Error of one line."""
+    """The updates of `run()`. An error first clears the page by the update `cleared(why)`, then becomes a gr.Error of one line."""
     with refused():
         try:
             with closing(run()) as updates:
                 yield from updates
-        except Exception:
-            yield cleared
+        except Exception as error:
+            yield cleared(why(error))
             raise
+
+
+def why(error):
+    """What people are told of an exception: one line."""
+    if isinstance(error, gr.Error):
+        return error.message
+    return str(error if isinstance(error, AppError) else AppError("E_INTERNAL"))
 
 
 @contextmanager
@@ -77,11 +87,10 @@ def refused():
         yield
     except gr.Error:
         raise
-    except AppError as error:
-        raise gr.Error(str(error), print_exception=False) from None
-    except Exception:
-        log.exception("a handler failed")
-        raise gr.Error(str(AppError("E_INTERNAL")), print_exception=False) from None
+    except Exception as error:
+        if not isinstance(error, AppError):
+            log.exception("a handler failed")
+        raise gr.Error(why(error), print_exception=False) from None
 
 
 def update(follows, status, preview=None):
@@ -116,7 +125,8 @@ def request_of(task, folder, values):
 
     width, height = size_of(values["size"])
     asked = {name: values[name] for name in AS_ASKED if name in values}
-    asked["steps"] = values["steps"] if values.get("sampler") == "lcm" else None
+    asked["sampler"] = values.get("sampler") or None
+    asked["steps"] = None if values.get("sampler", "ddim") == "ddim" else values["steps"]
     asked["also"] = (TABS[task].other,) if values.get("also") else ()
     with material_of(values, folder, (height, width)) as material:
         return request_with(material, task, values.get("extractor") or None, width=width, height=height, **asked)

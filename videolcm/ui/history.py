@@ -10,10 +10,11 @@ from pathlib import Path
 
 import gradio as gr
 
+from videolcm.sources import amount
 from videolcm.ui import messages
 from videolcm.ui.gate import key_of
 from videolcm.ui.handlers import passing, refused
-from videolcm.ui.parts import as_given, clip_player
+from videolcm.ui.parts import clip_player, unchecked
 
 QUIET = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
 NOTHING = "Nothing yet. Every clip that is finished is kept here, also when the tab is closed before."
@@ -23,18 +24,18 @@ def build_history(history, folder):
     """The tab's components and events. Clips pass through `folder`."""
     with gr.Tab("History", id="history") as pane, gr.Row():
         with gr.Column(scale=5, min_width=320):
-            chosen = gr.Radio([], label="Your last clips", elem_classes="jobs")
-            delete = gr.Button("Delete", size="sm")
+            chosen = unchecked(gr.Radio)([], label="Your last clips", elem_classes="jobs")
+            delete = gr.Button("Delete", size="sm", interactive=False)
             status = gr.HTML(messages.plain(NOTHING), elem_classes="status")
         with gr.Column(scale=6, min_width=320):
             clip = clip_player("Clip", 400)
             with gr.Accordion("Settings of this clip", open=True):
                 settings = gr.JSON(show_label=False)
-    chosen.preprocess = as_given
     look, show, remove = make_handlers(history, Path(folder))
-    pane.select(look, None, [chosen, status], **QUIET)
-    chosen.input(show, chosen, [clip, settings], api_visibility="private", show_progress="hidden")
-    delete.click(remove, chosen, [clip, settings], **QUIET).then(look, None, [chosen, status], **QUIET)
+    anew = {"fn": look, "inputs": None, "outputs": [chosen, status, delete, clip, settings], **QUIET}
+    pane.select(**anew)
+    chosen.input(show, chosen, [clip, settings, delete], api_visibility="private", show_progress="hidden")
+    delete.click(remove, chosen, None, **QUIET).then(**anew)
 
 
 def make_handlers(history, folder):
@@ -43,19 +44,18 @@ def make_handlers(history, folder):
     def look(visitor: gr.Request = None):
         kept = history.list(key_of(visitor))
         choices = [(label(one), one.name) for one in kept]
-        return gr.Radio(choices, value=None), messages.plain(said(history, kept))
+        return gr.Radio(choices, value=None), messages.plain(said(history, kept)), gr.update(interactive=False), None, None
 
     def show(name, visitor: gr.Request = None):
         with refused(), passing(folder, 1) as (path,):
             kept = history.get(key_of(visitor), name)
             shutil.copyfile(kept.path, path)
-            yield str(path), kept.settings
+            yield str(path), kept.settings, gr.update(interactive=True)
 
     def remove(name, visitor: gr.Request = None):
         with refused():
             if name:
                 history.delete(key_of(visitor), name)
-        return None, None
 
     return look, show, remove
 
@@ -73,4 +73,4 @@ def said(history, kept):
     if not kept:
         return NOTHING
     lasting = "" if history.lasting else " The folder for them cannot be written to, so they are kept until the page ends."
-    return f"All clips of this page take {history.used() / 1e6:.1f} MB of {history.max_bytes / 1e6:,.0f}; the oldest go first.{lasting}"
+    return f"All clips of this page take {amount(history.used())} of {amount(history.max_bytes)}; the oldest go first.{lasting}"

@@ -9,7 +9,7 @@ from pathlib import Path
 import gradio as gr
 
 from videolcm.ui.handlers import make_first_frame, make_mask_preview
-from videolcm.ui.parts import control, given
+from videolcm.ui.parts import control, given, unchecked
 
 PAINT = ("#ffb0c8", 0.8)  # light, as a mask is, also where it is half transparent
 QUIET = {"api_visibility": "private", "show_progress": "hidden"}
@@ -19,7 +19,7 @@ def build_hole(look=True):
     """{name: component}."""
     with gr.Row():
         with gr.Column(min_width=300, scale=3):
-            painting = gr.ImageEditor(
+            painting = unchecked(gr.ImageEditor, painted)(
                 label="Paint here",
                 placeholder="Upload a video, then paint what is to be replaced in its first frame.",
                 sources=(),
@@ -36,21 +36,16 @@ def build_hole(look=True):
             controls |= {"look": gr.Button("Preview mask", min_width=120)} if look else {}
     with gr.Accordion("A box or a mask file", open=False), gr.Row():
         controls |= {name: control(name) for name in ("box", "mask")}
-    painting.preprocess = painted_by(painting.blob_storage)
     return controls | {"painting": painting}
 
 
-def painted_by(blobs):
+def painted(component, payload):
     """In place of the editor's own reading of pictures: the files of what was painted, each as bytes."""
-
-    def painted(payload):
-        if payload is None:
-            return None
-        sent = blobs.pop(payload.id, None) if payload.id else payload
-        layers = sent.layers if sent else []
-        return [layer if isinstance(layer, bytes) else Path(layer.path).read_bytes() for layer in layers if layer is not None]
-
-    return painted
+    if payload is None:
+        return None
+    sent = component.blob_storage.pop(payload.id, None) if payload.id else payload
+    layers = sent.layers if sent else []
+    return [layer if isinstance(layer, bytes) else Path(layer.path).read_bytes() for layer in layers if layer is not None]
 
 
 def wire_painting(controls):

@@ -6,6 +6,7 @@ STYLE = """
 .gradio-container { width: 100%; max-width: 1100px !important; margin: 0 auto !important; }
 #title h1 { margin: .2rem 0 0; letter-spacing: -.02em; }
 #title p { margin: .2rem 0 0; color: var(--body-text-color-subdued); }
+.upload :is(video, img) { display: block; width: 100%; max-height: 230px; object-fit: contain; border-radius: var(--block-radius); }
 .stage { position: relative; }
 .stage > .preview { position: absolute; inset: 0; z-index: 5; margin: 0; padding: 0; pointer-events: none; border: 0; background: none; }
 .stage > .preview:not(:has(img)) { display: none; }

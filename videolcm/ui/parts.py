@@ -3,6 +3,9 @@
 It knows nothing about tasks or events.
 """
 
+from abc import ABCMeta
+from functools import cache
+
 import gradio as gr
 
 from videolcm.ui.tabs import PARAMETERS
@@ -10,6 +13,14 @@ from videolcm.ui.tabs import PARAMETERS
 SIZES = ("256x256", "384x256", "256x384", "384x384", "448x256", "512x512")
 FITS = (("cut out the middle", "crop"), ("add black bars", "pad"))
 PIXELS = {"minimum": 0, "maximum": 64, "step": 1, "min_width": 120}
+SHOW = """file => {
+    if (!file) return "";
+    const picture = /\\.(gif|png|jpe?g|webp)$/i.test(file.path);
+    const seen = Object.assign(document.createElement(picture ? "img" : "video"), {src: file.url});
+    if (!picture) Object.assign(seen, {muted: true, controls: true});
+    seen.setAttribute("onerror", "this.replaceWith('This browser cannot show the file; it is read all the same.')");
+    return seen.outerHTML;
+}"""
 CONTROLS = {  # parameter: (kind of component, its options); the value is the parameter's default
     "seed": (gr.Number, {"label": "Seed", "minimum": 0, "maximum": 2**31 - 1, "precision": None, "step": 1, "min_width": 120}),
     "frames": (gr.Slider, {"minimum": 8, "maximum": 32, "step": 1, "label": "Frames", "min_width": 140}),
@@ -28,33 +39,43 @@ CONTROLS = {  # parameter: (kind of component, its options); the value is the pa
 }
 
 
-def control(name, **options):
-    """The component of a parameter, a row of CONTROLS with other `options` where they are given. What it holds goes on unchecked."""
-    kind, own = CONTROLS[name]
-    component = kind(value=PARAMETERS[name][0], **(own | options))
-    component.preprocess = path_of if name == "mask" else as_given
-    return component
-
-
-def as_given(value):
-    """In place of a component's own check, whose refusals have no code: the Request checks every value."""
+def as_given(component, value):
+    """In place of a component's own check, whose refusals have no code: whoever gets the value checks it."""
     return value
 
 
-def path_of(payload):
+def path_of(component, payload):
     """In place of a component's own reading of a file: its name in gradio's cache, or None. Only footage.py opens it."""
     return getattr(payload, "path", None)
 
 
-def paths_of(payload):
+def paths_of(component, payload):
     """The same for a component that takes several files: a list of names, empty for nothing."""
     return [file.path for file in getattr(payload, "root", None) or ()]
 
 
+@cache
+def unchecked(kind, read=as_given):
+    """gradio's component class `kind`, whose value reaches a handler as `read(component, value)` has it.
+
+    A class and no method of one component: gradio makes a component anew by its class for every update, a gr.skip() too.
+    """
+    attributes = {"__module__": __name__, "is_template": True, "preprocess": read}
+    # gradio's metaclass itself would write a stub file beside this one
+    return ABCMeta.__new__(type(kind), f"Unchecked{kind.__name__}", (kind,), attributes)
+
+
+def control(name, **options):
+    """The component of a parameter, a row of CONTROLS with other `options` where they are given. What it holds goes on unchecked."""
+    kind, own = CONTROLS[name]
+    return unchecked(kind, path_of if name == "mask" else as_given)(value=PARAMETERS[name][0], **(own | options))
+
+
 def video_upload():
-    """Where a video is dropped."""
-    video = gr.Video(label="Video", sources=["upload"], height=230, include_audio=True, elem_classes="upload")
-    video.preprocess = path_of
+    """Where a video, a GIF or a picture is dropped, and above it what the browser can show of it: gr.Video takes videos alone."""
+    shown = gr.HTML("", elem_classes="upload")
+    video = unchecked(gr.File, path_of)(label="Video, GIF or picture", file_types=["video", "image"], height=120)
+    video.change(None, video, shown, js=SHOW, api_visibility="private", queue=False, show_progress="hidden")
     return video
 
 

@@ -11,14 +11,18 @@ from videolcm.students import students
 from videolcm.ui import messages
 from videolcm.ui.handlers import extractor_choices, make_handler
 from videolcm.ui.hole import build_hole, wire_hole
-from videolcm.ui.parts import as_given, clip_player, control, given, video_upload
+from videolcm.ui.parts import clip_player, control, given, unchecked, video_upload
 from videolcm.ui.tabs import example_rows
 
 MAX_STEPS, MAX_PROMPT = 8, 512  # as in pipeline.py, which this page is up before
-SAMPLERS = (("LCM: 1 to 8 steps", "lcm"), ("DDIM: 50 steps, slow, the reference", "ddim"))
-ROLE_OF = {"lcm": "student", "ddim": "teacher"}
+SAMPLERS = (("The model's own: 1 to 8 steps", ""), ("DDIM: 50 steps, slow, the reference", "ddim"))
+ROLE_OF = {"": "student", "ddim": "teacher"}
 STEPS_INFO = "One is fastest. More are not always better: the tab Compare shows it for your prompt."
-ROLL = "(randomise, seed) => randomise ? Math.floor(Math.random() * 2147483648) : seed"
+ROLL = """(randomise, seed) => {
+    document.querySelectorAll(".toast-close").forEach(button => button.click());
+    (window.seeds ??= {}).%s = seed;
+    return randomise ? Math.floor(Math.random() * 2147483648) : seed;
+}"""
 QUIET = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
 
 
@@ -31,7 +35,7 @@ def build_tab(tab, engine, folder, history=None):
             with gr.Column(scale=6, min_width=320):
                 controls |= build_hole() if "mask" in tab.parameters else {}
                 outputs = build_stage(tab)
-        fills = [controls[name] for name in tab.fills]
+        fills = [gr.Video(label="Video", render=False) if name == "video" else controls[name] for name in tab.fills]  # a file has no thumbnail
         examples = gr.Dataset(components=fills, samples=example_rows(tab), label="Examples, one click each")
     wire(tab, controls, examples, outputs, make_handler(tab.task, engine, folder, history))
     if "extractor" in controls:
@@ -43,19 +47,18 @@ def build_tab(tab, engine, folder, history=None):
 def build_controls(tab):
     """The left column: {name: component}; those that make a request are named as the handler's parameters."""
     controls = {"video": video_upload()} if tab.followed else {}
-    controls["prompt"] = gr.Textbox(label="Prompt", placeholder=tab.placeholder, max_lines=4, max_length=MAX_PROMPT, autofocus=not tab.followed)
+    written = {"placeholder": tab.placeholder, "max_lines": 4, "max_length": MAX_PROMPT, "autofocus": not tab.followed}
+    controls["prompt"] = unchecked(gr.Textbox)(label="Prompt", **written)
     with gr.Row():
         controls["go"] = gr.Button("Generate", variant="primary", scale=2, min_width=120)
         controls["stop"] = gr.Button("Stop", scale=1, min_width=80)
-    controls["steps"] = gr.Slider(1, MAX_STEPS, 4, step=1, label="Steps", info=STEPS_INFO)
+    controls["steps"] = unchecked(gr.Slider)(1, MAX_STEPS, 4, step=1, label="Steps", info=STEPS_INFO)
     with gr.Row(equal_height=True):
         controls["seed"] = control("seed")
         controls["randomise"] = gr.Checkbox(True, label="Randomise", info="A new seed for every clip", min_width=120)
     controls |= build_following(tab) if "extractor" in tab.parameters else {}
     with gr.Accordion("Advanced", open=False):
         controls |= build_advanced(tab)
-    for name in {"prompt", "steps", "sampler", "role", "model"}:
-        controls[name].preprocess = as_given
     return controls
 
 
@@ -73,10 +76,11 @@ def build_advanced(tab):
         with gr.Row():
             controls |= {name: control(name) for name in ("start", "span")}
         controls["fit"] = control("fit")
-    controls["sampler"] = gr.Radio(SAMPLERS, value="lcm", label="Sampler")
-    controls["role"] = gr.Radio(("student", "teacher"), value="student", label="Model", info="The student learned the teacher's result in few steps.")
+    controls["sampler"] = unchecked(gr.Radio)(SAMPLERS, value="", label="Sampler")
+    info = "The student learned the teacher's result in few steps."
+    controls["role"] = unchecked(gr.Radio)(("student", "teacher"), value="student", label="Model", info=info)
     info = "Students that were distilled here join the list; what is not here can be downloaded in the tab Models."
-    controls["model"] = gr.Dropdown(model_names(), value="toybox", label="Weights", info=info)
+    controls["model"] = unchecked(gr.Dropdown)(model_names(), value="toybox", label="Weights", info=info)
     controls["model"].focus(lambda: gr.update(choices=model_names(with_memory=True)), None, controls["model"], **QUIET)
     chosen = gr.Markdown(visible=False)
     controls["model"].change(lambda name: gr.update(value=told(name), visible=bool(told(name))), controls["model"], chosen, **QUIET)
@@ -120,15 +124,23 @@ def build_stage(tab):
     return (clip, settings, status, preview, *followed)
 
 
+def rolling(name, randomise, seed):
+    """Two events of the browser alone, for the tab of this name: before a request the seed is rolled, and what was said of the one before goes;
+    after a request that was refused the seed is what it was."""
+    quiet = {"fn": None, "outputs": seed, **QUIET}
+    return {"inputs": [randomise, seed], "js": ROLL % name, **quiet}, {"inputs": None, "js": f"() => window.seeds.{name}", **quiet}
+
+
 def wire(tab, controls, examples, outputs, handler):
     """Events: generate, Enter and examples roll the seed in the browser, then run the handler; Stop cancels it."""
     prompt, seed, role, (_, _, status, preview, *_) = controls["prompt"], controls["seed"], controls["role"], outputs
-    roll = {"fn": None, "inputs": [controls["randomise"], seed], "outputs": seed, "js": ROLL, **QUIET}
+    roll, back = rolling(tab.task, controls["randomise"], seed)
     work = {"fn": handler, "inputs": given(tab, controls), "outputs": list(outputs)}
     shared = {"show_progress": "minimal", "show_progress_on": status, "concurrency_id": "device", "concurrency_limit": 1}
     run = gr.on([controls["go"].click, prompt.submit], **roll).then(**work, **shared, api_name=tab.task)
     fills = [controls[name] for name in tab.fills]
     filled = examples.click(lambda sample: tuple(sample) if len(sample) > 1 else sample[0], examples, fills, **QUIET)
     run_example = filled.then(**roll).then(**work, **shared, api_visibility="private")
+    run.failure(**back), run_example.failure(**back)
     controls["stop"].click(lambda: (messages.plain("Stopped."), ""), None, [status, preview], cancels=[run, run_example], **QUIET)
     controls["sampler"].input(ROLE_OF.get, controls["sampler"], role, **QUIET)

@@ -28,7 +28,7 @@ PARAMETERS = {  # name: (default, what it is)
     "start": (0.0, "the second of the video that comes first."),
     "span": (0.0, "how many seconds of the video become the clip, 0.5 to 30, which is then faster or slower; 0 for as many as the clip has."),
     "fit": ("crop", "crop or pad a video of another shape."),
-    "sampler": ("lcm", "lcm (few steps) or ddim (the slow reference)."),
+    "sampler": ("", "lcm or tcd (few steps), ddim (the slow reference); empty for the few-step one that the model is made for."),
     "frames": (16, "a whole number from 8 to 32; 16 is two seconds."),
     "size": ("256x256", "width x height, multiples of 32 from 128 to 512, like 256x256."),
     "role": ("student", "student or teacher, the model to use."),

@@ -11,16 +11,17 @@ from functools import partial
 import gradio as gr
 
 from videolcm.errors import AppError
-from videolcm.fetching import fetching, gigabytes, wanted
-from videolcm.sources import SOURCES, about, by_hand, licence_of, offline, state_of, still_to_choose
+from videolcm.fetching import fetching, wanted
+from videolcm.sources import SOURCES, about, amount, by_hand, licence_of, offline, state_of, still_to_choose
 from videolcm.ui import messages
-from videolcm.ui.handlers import guarded, refused
-from videolcm.ui.parts import as_given
+from videolcm.ui.handlers import guarded
+from videolcm.ui.parts import unchecked
 
 QUIET = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
 NET = {"api_visibility": "private", "show_progress": "hidden", "concurrency_id": "net", "concurrency_limit": 1}
 INFO = "A name of the list, or OWNER/NAME@REVISION of the hub with all 40 digits; AnimateLCM with its base is animatelcm:OWNER/NAME@REVISION."
 WAY = "Files placed by hand"
+OFF = gr.update(value="Download", interactive=False)
 
 
 def why_off(environ, open_to_all):
@@ -33,13 +34,14 @@ def why_off(environ, open_to_all):
 def build_weights(off=None):
     """The tab's components and events."""
     with gr.Tab("Models", id="models") as pane:
-        rows = gr.HTML()
+        rows = gr.HTML("<p>Looking at what is here ...</p>")
         if off:
             gr.Markdown(f"Downloading is off here: {off}.")
         else:
             with gr.Row(equal_height=True):
                 names = [name for name, source in SOURCES.items() if source.parts]
-                model = gr.Dropdown(names, value=names[0], label="Model", info=INFO, allow_custom_value=True, scale=6, min_width=260)
+                named = {"label": "Model", "info": INFO, "allow_custom_value": True}
+                model = unchecked(gr.Dropdown)(names, value=names[0], **named, scale=6, min_width=260)
                 ask = gr.Button("What would be downloaded?", min_width=220)
                 go = gr.Button("Download", variant="primary", interactive=False, min_width=120)
                 stop = gr.Button("Stop", min_width=80)
@@ -50,8 +52,8 @@ def build_weights(off=None):
 
 def wire(model, ask, go, stop, status, rows):
     """Events: to look up, to download what was looked up, to stop."""
-    model.preprocess, asked = as_given, gr.State(None)
-    model.change(lambda: (None, gr.Button("Download", interactive=False)), None, [asked, go], **QUIET)
+    asked = gr.State(None)
+    model.change(lambda: (None, OFF), None, [asked, go], **QUIET)
     ask.click(look_up, model, [status, go, asked], **NET)
     run = go.click(download, asked, status, **NET)
     run.then(table, None, rows, **QUIET)
@@ -72,14 +74,20 @@ def table():
 
 
 def look_up(ref):
-    """(status, the button, the ref to download): the hub is asked what is missing."""
-    with refused():
-        todo = wanted(named(ref))
-        if not todo:
-            return messages.plain(f"{ref} is here.", notices=filter(None, [still_to_choose(ref)])), gr.Button("Download", interactive=False), None
-        size = gigabytes(sum(one.size for one in todo))
-        notices = [*map(str, todo), *filter(None, [licence_of(ref), still_to_choose(ref)])]
-        return messages.plain(f"{ref}: {size} would be downloaded.", notices=notices), gr.Button(f"Download {size}", interactive=True), ref
+    """Yields (status, the button, the ref to download): that the hub is asked, then what is missing."""
+    yield from guarded(partial(looked_up, ref), lambda why: (messages.plain("Nothing was looked up.", notices=[why]), OFF, None))
+
+
+def looked_up(ref):
+    """The updates of one look. AppError as `wanted`."""
+    yield messages.plain("Asking the hub ..."), OFF, None
+    todo, choose = wanted(named(ref)), [*filter(None, [still_to_choose(ref)])]
+    if not todo:
+        yield messages.plain(f"{ref} is here.", notices=choose), OFF, None
+        return
+    size = amount(sum(one.size for one in todo))
+    notices = [*map(str, todo), *filter(None, [licence_of(ref)]), *choose]
+    yield messages.plain(f"{ref}: {size} would be downloaded.", notices=notices), gr.update(value=f"Download {size}", interactive=True), ref
 
 
 def named(ref):
@@ -91,7 +99,7 @@ def named(ref):
 
 def download(ref):
     """Status lines as the bytes come; closing it ends the download."""
-    yield from guarded(partial(progress, ref), messages.plain("Nothing more is downloaded."))
+    yield from guarded(partial(progress, ref), lambda why: messages.plain("Nothing more is downloaded.", notices=[why]))
 
 
 def progress(ref):
@@ -102,5 +110,5 @@ def progress(ref):
     size = sum(one.size for one in todo)
     with closing(fetching(ref, [one.place for one in todo])) as counts:
         for done in counts:
-            yield messages.plain(f"{ref}: {gigabytes(done)} of {gigabytes(size)}", min(done / max(size, 1), 1))
+            yield messages.plain(f"{ref}: {amount(done)} of {amount(size)}", min(done / max(size, 1), 1))
     yield messages.plain(f"{ref} is here. Choose it under Weights.", notices=filter(None, [still_to_choose(ref)]))

@@ -1,0 +1,3 @@
+"""Where the hub is: an address that answers without a network."""
+
+ENDPOINT = "data:,"
