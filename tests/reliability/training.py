@@ -271,6 +271,6 @@ def r14(n, random, figures):
     """Losses and student of a fine-tune beside which clips are made, and those clips, each as alone: the test that compares them."""
     test = ROOT / "tests" / "test_jobs.py"
     for _ in range(n):
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"{test}::test_clips_while_it_trains_change_neither"]
+        command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-p", "no:cacheprovider", f"{test}::test_clips_while_it_trains_change_neither"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         yield "" if done.returncode == 0 and "1 passed" in done.stdout else done.stdout[-300:]

@@ -10,6 +10,7 @@ import tempfile
 import gradio as gr
 
 from videolcm.ui import distil, gate
+from videolcm.ui.blocks import Page, light_sessions
 from videolcm.ui.comparison import build_comparison
 from videolcm.ui.engine import Engine
 from videolcm.ui.history import build_history
@@ -30,7 +31,7 @@ def build_ui(engine, folder=None, distilling=None, history=None, no_downloads=No
     """The page as gr.Blocks. Clips pass through `folder`, a new temporary one if None. `distilling` is what distil.build_distil takes; finished clips
     are kept in `history`, a history.History, or nowhere; `no_downloads` says why there are none from this page, None where there are."""
     folder = folder or tempfile.mkdtemp(prefix="videolcm-")
-    with gr.Blocks(title="VideoLCM", analytics_enabled=False, delete_cache=KEEP) as page:
+    with Page(title="VideoLCM", analytics_enabled=False, delete_cache=KEEP) as page:
         gr.Markdown(TITLE, elem_id="title")
         with gr.Tabs() as tabs:
             for tab in TABS.values():
@@ -63,8 +64,10 @@ def launch(page, engine, jobs=None, **options):
         "enable_monitoring": False,
         "mcp_server": False,  # whatever GRADIO_MCP_SERVER says
         "allowed_paths": [str(EXAMPLES), str(EARTH)],
-        "state_session_capacity": 64,  # sessions that gradio remembers; each holds every component's settings, half a megabyte for this page
+        "state_session_capacity": 64,  # sessions that gradio remembers
         "app_kwargs": {"routes": gate.health(page, engine, tempfile.gettempdir(), jobs), "middleware": [gate.gate(page, engine)]},
         "prevent_thread_lock": True,
     }
-    return page.launch(**{**settings, **options})
+    served = page.launch(**{**settings, **options})
+    light_sessions(page)
+    return served
