@@ -20,8 +20,9 @@ from videolcm.ui.tabs import REQUIRED, TABS
 
 SAMPLERS = (("LCM", "lcm"), ("TCD", "tcd"), ("DDIM", "ddim"))
 OWN_ROLES = ("student", "teacher")
-LEGEND = """*Seconds*: prompt + steps + decoding; cells with one text encoder read the prompt once. *Distance*, *PSNR* and *motion kept* are
-beside the reference; without one, *motion* is in pixels per frame. *Flicker*: how many of 255 levels a pixel changes on its way to the next frame."""
+LEGEND = """The seconds are from prompt to mp4, a file for each clip; cells with one text encoder read the prompt once. *Distance*, *PSNR*
+and *motion kept* are beside the reference; without one, *motion* is in pixels per frame. *Flicker*: how many of 255 levels a pixel changes on its
+way to the next frame."""
 NUMBERS = ("seed", "gamma", "teacher_steps", "frames", "strength", "grow", "feather", "start", "span")  # of the API's arguments
 UPLOADS = ("video", "mask", "painting")  # no file sets them; and an update, even of nothing, makes them anew, read by gradio itself
 QUIET = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
