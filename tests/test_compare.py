@@ -10,11 +10,12 @@ import torch
 from conftest import FakeModel, moving_square
 
 from videolcm import compare as compare_module
-from videolcm.compare import REFERENCE, Cell, CellDone, CellProgress, CellStopped, Prepared, compare, requests_of
+from videolcm.compare import REFERENCE, Cell, CellDone, CellProgress, CellStopped, Prepared, compare, requests_of, row
 from videolcm.errors import AppError
 from videolcm.judge import Judge
 from videolcm.metrics import IDENTICAL
 from videolcm.pipeline import Request, generate
+from videolcm.stopwatch import STAGES
 
 PROMPT = "a red ball rolls to the left over snow"
 REQUEST = Request(PROMPT, seed=5, frames=8, height=128, width=160)
@@ -113,6 +114,22 @@ def test_the_text_is_encoded_once_for_models_that_share_an_encoder(models):
     (cond, empty), again = prepare(student, REQUEST), prepare(teacher, REQUEST)
     assert calls == [1] and again[0] is cond and again[1] is empty
     assert torch.equal(cond.context, student.encode_text([PROMPT, ""])[:1])
+
+
+def test_the_seconds_of_a_cell_are_those_of_every_stage_and_writing_leaves_nothing(models, tidy):
+    for one in last(compare(models, REQUEST, CELLS, SHORT)).values():
+        told = row(one, SHORT)["seconds"]
+        assert list(told) == [*STAGES, "total"] and min(told["denoise"], told["decode"], told["write"]) > 0
+        assert told["total"] == pytest.approx(sum(told[stage] for stage in STAGES), abs=1e-3)
+
+
+def test_a_full_disk_costs_the_seconds_of_writing_and_no_clip(models, monkeypatch):
+    def full(result, path):
+        raise AppError("E_OUTPUT", given="clip.mp4")
+
+    monkeypatch.setattr(compare_module, "save", full)
+    done = last(compare(models, REQUEST, CELLS, SHORT))
+    assert len(done) == 4 and all(one.result.seconds["write"] == 0 for one in done.values())
 
 
 def test_all_cells_begin_with_the_same_noise(models):

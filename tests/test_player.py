@@ -3,6 +3,7 @@
 import base64
 import io
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -54,11 +55,22 @@ def test_previews_come_while_a_cell_is_made():
 def test_figures_that_need_the_reference_come_with_it_and_not_under_it():
     _, values = played()
     first = next(value for value in values if value["cells"][0]["state"] == "done")
-    assert [name for name, _ in first["cells"][0]["figures"]] == ["Seconds", "Motion", "Flicker", "Text match"]
+    assert [name for name, _ in first["cells"][0]["figures"]] == ["Motion", "Flicker", "Text match"]
     cell, _, reference = values[-1]["cells"]
     assert dict(cell["figures"])["PSNR"].endswith(" dB") and dict(cell["figures"])["Motion"].endswith(" kept")
     assert "PSNR" not in dict(reference["figures"]) and reference["reference"] and not cell["reference"]
     assert cell["note"].startswith("1 evaluation, ") and reference["note"].startswith("6 evaluations, ")
+
+
+def test_the_seconds_of_every_stage_are_under_the_name():
+    board, _ = played()
+    done = board.done[CELLS[0]]
+    stages = {"text": 0.01, "conditions": 0.0, "denoise": 0.2, "decode": 0.07, "write": 0.02, "total": 0.3}
+    board.take(replace(done, result=replace(done.result, seconds=stages)))
+    note = board.value()["cells"][0]["note"]
+    assert note == "1 evaluation, 0.30 s: text 0.01, denoise 0.20, decode 0.07, write 0.02"
+    board.take(replace(done, result=replace(done.result, seconds=stages | {"conditions": 0.5})))
+    assert "text 0.01, conditions 0.50, denoise" in board.value()["cells"][0]["note"]
 
 
 def test_a_lost_motion_is_said():

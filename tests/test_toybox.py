@@ -5,11 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from tiny import CODEC, DENOISER, TEXT, codec, denoiser, randn, text, toybox
 
+from videolcm.models import load
 from videolcm.models.base import Conditions
 from videolcm.models.codec import Codec
 from videolcm.models.toybox import Denoiser, TextEncoder, Toybox, build, config_of
+from videolcm.pipeline import to_frames
 from videolcm.pretrain_codec import fit_transform
 from videolcm.sampling import Noise, guided, sample_lcm
 from videolcm.schedule import Schedule
@@ -88,6 +91,45 @@ def test_the_transform_is_fitted_to_the_principal_components():
     close(net.basis @ net.basis.T, torch.eye(4), 1e-4)
     found = net.encode(torch.from_numpy(frames).permute(0, 4, 1, 2, 3).float() / 127.5 - 1)
     assert (found.std((0, 2, 3, 4)).diff() < 0.1).all()  # the strongest first
+
+
+def plainly_decoded(net, latents):
+    """The codec's decoding as it is defined, by pixel_shuffle and one pass for each thing: what the quick one has to give."""
+
+    def mixed(layer, x, frames):
+        clip = F.silu(x).unflatten(0, (-1, frames))
+        before, after = torch.cat([clip[:, :1], clip[:, :-1]], 1), torch.cat([clip[:, 1:], clip[:, -1:]], 1)
+        return x + layer.conv(torch.cat([before, clip, after], 2).flatten(0, 1))
+
+    def larger(layer, x):
+        x = layer.conv(x) + x.repeat_interleave(layer.repeat, 1)[:, : layer.conv.out_channels]
+        return F.pixel_shuffle(x.unflatten(1, (2, -1)).flatten(0, 1), 2)
+
+    def upwards(blocks):  # (B, f, h, w, 3072), by colour, frame, row, column -> pixels
+        x = blocks.unflatten(4, (3, 4, 16, 16)).permute(0, 4, 1, 5, 2, 6, 3, 7)
+        return x.flatten(6, 7).flatten(4, 5).flatten(2, 3)
+
+    own, (batch, _, f) = net.decoder, latents.shape[:3]
+    x = own.enter(latents.transpose(1, 2).flatten(0, 1))
+    x = larger(own.up[0], own.low(mixed(own.mix[0], x, f)))
+    x = larger(own.up[1], own.middle(mixed(own.mix[1], x, 2 * f)))
+    x = F.pixel_shuffle(own.leave(F.silu(own.high(x))), 4)
+    return x.unflatten(0, (batch, -1)).transpose(1, 2) + upwards(latents.movedim(1, -1) * net.scale @ net.basis + net.mean)
+
+
+def test_the_quick_decoder_gives_what_the_plain_one_gives():
+    net, latents = codec(), randn(2, 2, 4, 3, 4, 6)
+    net.mean += 0.1 * randn(3, *net.mean.shape)
+    close(net.decode(latents), plainly_decoded(net, latents), 2e-4)
+    first = net.decode(latents)[0].permute(1, 2, 3, 0)
+    assert first.is_contiguous()  # as frames lie, so that no pass turns them
+
+
+def test_shipped_frames_are_those_of_the_plain_decoder_within_one_level():
+    model = load("toybox")
+    latents = randn(1, 1, 48, 2, 8, 12).to(model.dtype)
+    quick, plain = (to_frames(pixels).astype(int) for pixels in (model.decode(latents, 8), plainly_decoded(model.codec, latents)))
+    assert np.abs(quick - plain).max() <= 1 and plain.std() > 10
 
 
 def test_frames_of_a_clip_see_their_neighbours_only():

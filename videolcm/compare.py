@@ -8,8 +8,10 @@ Cells are made one after the other. The last bits of a batched product differ fr
 longer be the clips that `generate` makes, nor would their seconds be true; and on a processor a batch of two saves next to nothing.
 """
 
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from .conditions import extract, known
 from .errors import AppError
@@ -28,7 +30,7 @@ from .metrics import (
     psnr,
     psnr_outside,
 )
-from .pipeline import SAMPLER_OF, Progress, Result, encode_prompt, generate, one_of, settle, told
+from .pipeline import SAMPLER_OF, Progress, Result, encode_prompt, generate, one_of, save, settle, told
 from .students import students
 from .world import read_prompt
 
@@ -106,6 +108,7 @@ def compare(models, request, cells, reference=REFERENCE, stopped=frozenset()):
         if result is None:
             yield CellStopped(cell)
             continue
+        result = written(result)
         done[cell] = CellDone(cell, result, measure(models[cell.role], result) | {"followed": followed(one, result.frames)})
         yield done[cell]
     if failed and not done:
@@ -162,6 +165,13 @@ def until_stopped(cell, events, stopped):
                 yield CellProgress(cell, event)
             if cell in stopped:
                 return None
+
+
+def written(result):
+    """`result` with the seconds that an mp4 of it takes, 0 where there is no room for one: the files of a comparison hold all cells at once."""
+    with suppress(OSError, AppError), TemporaryDirectory(prefix="videolcm-") as folder:
+        return save(result, Path(folder) / "clip.mp4")
+    return result
 
 
 # ---- figures

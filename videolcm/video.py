@@ -20,7 +20,12 @@ from PIL import Image
 
 from .errors import AppError
 
-ENCODER = {"preset": "veryfast", "crf": "17", "bf": "0"}  # a clip is short: quality over size; no B frames, so that time starts at 0
+ENCODER = {  # a clip is short: quality over size, and half the time of veryfast, which at this crf is 0.4 dB worse and a third smaller
+    "preset": "ultrafast",
+    "crf": "17",
+    "x264-params": "cabac=1:deblock=0,0",  # which ultrafast leaves out: a third of the bytes, and edges of blocks
+    "bf": "0",  # no B frames, so that time starts at 0
+}
 TAG = "videolcm"  # the comment is {TAG: settings}
 PICTURES = {b"GIF8": ("GIF", "comment"), b"\x89PNG": ("PNG", "Comment")}  # first bytes: (Pillow's name, where its comment is)
 

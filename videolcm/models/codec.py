@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 TIME, SPACE = 4, 16  # frames per latent frame, pixels per latent
+CELL = 4  # pixels per place of the decoder's last layer
 REACH = 2  # latent frames: one by the decoder's first mixing, half a one by its second
 
 
@@ -42,7 +43,7 @@ class Codec(nn.Module):
         return x.movedim(-1, 1)
 
     def decode(self, latents):
-        return self.linear(latents) + self.decoder(latents)
+        return unfolded(self.transformed(latents) + self.decoder(latents))
 
     def decode_parts(self, latents, size):
         """`decode` in parts of `size` latent frames, with less memory: each sees as far beyond its ends as the decoder's mixing reaches."""
@@ -55,7 +56,15 @@ class Codec(nn.Module):
 
     def linear(self, latents):
         """The inverse transform alone: pixels (B, 3, F, H, W)."""
-        return pictures(latents.movedim(1, -1) * self.scale @ self.basis + self.mean)
+        return unfolded(self.transformed(latents))
+
+    def transformed(self, latents):
+        """The inverse transform as cells (B, F, H/4, W/4, 48)."""
+        n = SPACE // CELL
+        x = latents.movedim(1, -1) * self.scale  # (B, f, h, w, 48)
+        x = x @ in_cells(self.basis) + in_cells(self.mean)  # (B, f, h, w, 3072)
+        x = x.unflatten(4, (TIME, n, -1)).permute(0, 1, 4, 2, 5, 3, 6)  # (B, f, 4, h, 4, w, 192)
+        return x.flatten(5).flatten(3, 4).flatten(1, 2).unflatten(3, (-1, 3 * CELL**2))  # (B, F, H/4, W/4, 48)
 
     def preview(self, latents, factor=8):
         """latents (B, 48, f, h, w) -> pixels (B, 3, F, H / factor, W / factor) by one small linear map."""
@@ -82,8 +91,20 @@ def pictures(x, side=SPACE):
     return x.flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
 
+def in_cells(x):
+    """Blocks (..., 3072) with their values in the order of cells: frame, row of cells, cell, row of pixels, pixel, colour."""
+    n = SPACE // CELL
+    return x.unflatten(-1, (3, TIME, n, CELL, n, CELL)).movedim((-6, -3), (-1, -3)).reshape(x.shape)
+
+
+def unfolded(cells):
+    """Cells (B, F, H/4, W/4, 48), their values by row, pixel, colour -> pixels (B, 3, F, H, W), which lie in memory as frames (F, H, W, 3) do."""
+    x = cells.unflatten(4, (CELL, 3 * CELL)).transpose(3, 4)  # (B, F, H/4, 4, W/4, 12)
+    return x.flatten(4).unflatten(4, (-1, 3)).flatten(2, 3).movedim(-1, 1)
+
+
 class Decoder(nn.Module):
-    """Latents (B, 48, f, h, w) -> pixels (B, 3, 4 f, 16 h, 16 w), zero before it is trained.
+    """Latents (B, 48, f, h, w) -> cells (B, F, H/4, W/4, 48), zero before it is trained.
 
     Most of the work is done where there are a quarter of the frames.
     """
@@ -95,7 +116,7 @@ class Decoder(nn.Module):
         self.low, self.middle, self.high = (nn.Sequential(*(Residual(width) for _ in range(n))) for width, n in zip((a, b, c), d, strict=True))
         self.mix = nn.ModuleList((Mix(a), Mix(b)))
         self.up = nn.ModuleList((Up(a, b), Up(b, c)))
-        self.leave = nn.Conv2d(c, 48, 3, padding=1)
+        self.leave = nn.Conv2d(c, 3 * CELL**2, 3, padding=1)
         nn.init.zeros_(self.leave.weight), nn.init.zeros_(self.leave.bias)
 
     def forward(self, latents):
@@ -103,8 +124,15 @@ class Decoder(nn.Module):
         x = self.enter(channels_last(latents.transpose(1, 2).flatten(0, 1)))
         x = self.up[0](self.low(self.mix[0](x, f)))
         x = self.up[1](self.middle(self.mix[1](x, 2 * f)))
-        x = F.pixel_shuffle(self.leave(F.silu(self.high(x))), 4)  # (B 4f, 3, H, W)
-        return x.unflatten(0, (batch, -1)).transpose(1, 2)
+        x = F.conv2d(F.silu(self.high(x)), unfolding(self.leave.weight, 1), unfolding(self.leave.bias, 1), padding=1)  # (B F, 48, H/4, W/4)
+        return x.movedim(1, -1).unflatten(0, (batch, -1))
+
+
+def unfolding(weight, frames):
+    """A convolution's weight or bias with its outputs (frames, channels, places) in the order frames, places, channels: 4 places of two frames, 16 of
+    one. Unfolding the places then moves all channels of one at once."""
+    places = 4 if frames == 2 else CELL**2
+    return weight.unflatten(0, (frames, -1, places)).transpose(1, 2).flatten(0, 2)
 
 
 class Residual(nn.Module):
@@ -122,21 +150,26 @@ class Residual(nn.Module):
 class Up(nn.Module):
     """Twice the size and twice the frames, `a` channels to `b`; the shortcut repeats channels and unfolds them (DC-AE, arXiv 2410.10733).
 
-    x: (B f, a, h, w).
+    x: (B f, a, h, w). The shortcut is added to the weights, and channels come out in the order in which they lie in the result: no pass for either.
     """
 
     def __init__(self, a, b):
         super().__init__()
-        self.repeat = -(-8 * b // a)
-        self.conv = nn.Conv2d(a, 8 * b, 3, padding=1)
+        self.conv, self.repeat = nn.Conv2d(a, 8 * b, 3, padding=1), -(-8 * b // a)
 
     def forward(self, x):
-        x = self.conv(x) + x.repeat_interleave(self.repeat, 1)[:, : self.conv.out_channels]
-        return channels_last(F.pixel_shuffle(x.unflatten(1, (2, -1)).flatten(0, 1), 2))
+        weight, out = self.conv.weight.clone(), torch.arange(self.conv.out_channels, device=x.device)
+        weight[out, out // self.repeat, 1, 1] += 1
+        x = F.conv2d(x, unfolding(weight, 2), unfolding(self.conv.bias, 2), padding=1)
+        x = x.movedim(1, -1).unflatten(3, (2, 2, 2, -1)).permute(0, 3, 1, 4, 2, 5, 6)  # (B f, 2, h, 2, w, 2, b)
+        return x.flatten(4, 5).flatten(2, 3).flatten(0, 1).movedim(-1, 1)
 
 
 class Mix(nn.Module):
-    """x + a convolution over three neighbouring frames, zero at the start. x: (B F, C, h, w)."""
+    """x + a convolution over three neighbouring frames, zero at the start. x: (B F, C, h, w).
+
+    The frames are rows of a picture in which each place of a frame is a column.
+    """
 
     def __init__(self, width):
         super().__init__()
@@ -144,10 +177,11 @@ class Mix(nn.Module):
         nn.init.zeros_(self.conv.weight), nn.init.zeros_(self.conv.bias)
 
     def forward(self, x, frames):
-        clip = F.silu(x).unflatten(0, (-1, frames))  # (B, F, C, h, w)
-        before = torch.cat([clip[:, :1], clip[:, :-1]], 1)
-        after = torch.cat([clip[:, 1:], clip[:, -1:]], 1)
-        return x + self.conv(torch.cat([before, clip, after], 2).flatten(0, 1))
+        clip = F.silu(x).movedim(1, -1).unflatten(0, (-1, frames)).flatten(2, 3)  # (B, F, h w, C)
+        clip = torch.cat([clip[:, :1], clip, clip[:, -1:]], 1).movedim(-1, 1)  # (B, C, F + 2, h w)
+        weight = self.conv.weight.unflatten(1, (3, -1)).movedim(1, 2)  # (C, C, 3, 1)
+        y = F.conv2d(clip, weight.flatten(3), self.conv.bias).movedim(1, -1)  # (B, F, h w, C)
+        return x + y.unflatten(2, x.shape[2:]).flatten(0, 1).movedim(-1, 1)
 
 
 def channels_last(x):

@@ -12,6 +12,7 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
+from videolcm.stopwatch import STAGES
 from videolcm.ui import messages
 
 ASSETS = Path(__file__).parent / "assets"
@@ -120,9 +121,10 @@ def stacked(frames, size=None):
 
 
 def note(done):
-    """The line under a finished cell's name."""
-    result = done.result
-    return f"{result.nfe} evaluation{'s' * (result.nfe != 1)}, {made_in(result):.2f} s"
+    """The line under a finished cell's name: evaluations, and the seconds of each stage, whose sum stands first."""
+    result, seconds = done.result, done.result.seconds
+    stages = ", ".join(f"{stage} {seconds[stage]:.2f}" for stage in STAGES if stage != "conditions" or seconds[stage])
+    return f"{result.nfe} evaluation{'s' * (result.nfe != 1)}, {seconds['total']:.2f} s: {stages}"
 
 
 def made_in(result):
@@ -132,12 +134,10 @@ def made_in(result):
 
 def figures(done, reference):
     """[[name, value]] under a finished cell; what needs the reference comes with it, and is left out under the reference itself."""
-    seconds, metrics = done.result.seconds, done.metrics
-    stages = [f"{seconds[stage]:.2f}" for stage in ("text", "conditions", "denoise", "decode") if stage != "conditions" or seconds[stage]]
+    metrics = done.metrics
     beside = reference or metrics["psnr"] is None
     kept, match = None if beside else metrics["motion_ratio"], metrics["text_match"]
     rows = [
-        ["Seconds", " + ".join(stages)],
         ["Distance", None if beside else shown(metrics["feature_distance"], "{:.3f}")],
         ["PSNR", None if beside else shown(metrics["psnr"], "{:.1f} dB")],
         ["Motion", f"{metrics['motion']:.2f} px" if kept is None else f"{kept:.0%} kept"],
