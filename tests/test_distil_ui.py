@@ -203,12 +203,10 @@ def test_compare_now_needs_a_student(tmp_path, monkeypatch):
     (tmp_path / job / "job.json").write_text(json.dumps({"created": 0, "arguments": []}))
     refused("E_NO_STUDENT", make_compare_now(jobs, Guard()), job, "")
     (tmp_path / job / "manifest.json").write_text("{}")
-    tabs, roles, samplers, _, steps, with_reference, prompt = make_compare_now(jobs, Guard())(job, "a blue cube")
+    tabs, roles, samplers, steps, with_reference, prompt = make_compare_now(jobs, Guard())(job, "a blue cube")
     assert tabs["selected"] == "compare" and roles["value"] == ["student", "student-01234567"] and roles["value"][1] in roles["choices"]
-    assert (samplers, steps, with_reference, prompt) == (["lcm"], [1, 2, 4], True, "a blue cube")
+    assert (samplers, steps, with_reference, prompt) == (["own"], [1, 2, 4], True, "a blue cube")
     assert make_compare_now(jobs, Guard())(job, "")[-1] == PROMPT
-    (tmp_path / job / "job.json").write_text(json.dumps({"created": 0, "arguments": ["--two-time"]}))
-    assert make_compare_now(jobs, Guard())(job, "")[2:5] == (["lcm", "tcd"], 0.0, [1, 4])
 
 
 @pytest.mark.parametrize("count", [2, 9, 10, 15, 16, 300])

@@ -92,7 +92,7 @@ def run_compare(args):
     from .compare import CellDone, CellProgress, compare, model_of, requests_of, row
     from .video import require_writable
 
-    request, notices = request_of(Namespace(**{**vars(args), "steps": None, "sampler": "lcm", "role": "student"}))
+    request, notices = request_of(Namespace(**{**vars(args), "steps": None, "sampler": None, "role": "student"}))
     cells, reference = cells_of(args)
     roles = {cell.role for cell in requests_of(request, cells, reference)}
     for path in filter(None, (args.out, args.sheet, args.gif)):
@@ -142,11 +142,10 @@ def write_comparison(args, done):
 def cells_of(args):
     """The cells that the arguments name, every sampler with every number of steps, and the reference or None."""
     from .compare import Cell
-    from .pipeline import SAMPLER_OF
 
     cells = []
     for role in str(args.role).split(","):
-        samplers = str(args.sampler or SAMPLER_OF.get(role) or "lcm").split(",")
+        samplers = args.sampler.split(",") if args.sampler else [None]
         cells += [Cell(role, sampler, number(steps)) for sampler in samplers for steps in str(args.steps).split(",") if steps]
     return cells, None if args.teacher_steps == 0 else Cell("teacher", "ddim", args.teacher_steps)
 

@@ -42,14 +42,15 @@ EDGE = 0.35  # of HED's map: what counts as a line
 
 @dataclass(frozen=True)
 class Cell:
-    """One way to make the clip: whose ("student", "teacher", or the name of a student that was distilled here), a sampler, its number of steps."""
+    """One way to make the clip: whose ("student", "teacher", or the name of a student that was distilled here), a sampler, None for that one's
+    own, its number of steps."""
 
     role: str
-    sampler: str
+    sampler: str | None
     steps: int
 
     def __str__(self):
-        name = f"{self.steps} step{'s' * (self.steps != 1)}, {self.sampler}"
+        name = f"{self.steps} step{'s' * (self.steps != 1)}" + (f", {self.sampler}" if self.sampler else "")
         return name if self.role == "student" else f"{self.role}, {name}"
 
 
@@ -75,7 +76,8 @@ class CellDone:
     @property
     def label(self):
         """What stands over the clip: the way it was made, and its network evaluations. No seconds: the same request gives the same file."""
-        return f"{self.cell}, {self.result.nfe} evaluation{'s' * (self.result.nfe != 1)}"
+        made = replace(self.cell, sampler=self.result.settings["sampler"])
+        return f"{made}, {self.result.nfe} evaluation{'s' * (self.result.nfe != 1)}"
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,8 @@ def requests_of(request, cells, reference=None):
     cells |= {} if reference is None else {reference: None}
     for cell in cells:
         one_of(cell.role, known_roles(), "E_CELL_ROLE")
-    return {cell: replace(request, sampler=cell.sampler, steps=cell.steps) for cell in cells}
+    own = {cell: {} if cell.sampler else {"sampler": SAMPLER_OF.get(cell.role), "gamma": None} for cell in cells}
+    return {cell: replace(request, **{"sampler": cell.sampler, "steps": cell.steps, **own[cell]}) for cell in cells}
 
 
 def known_roles():

@@ -15,7 +15,7 @@ from .data import disparity
 from .judge import judge, text_match
 from .masks import checked, feather, from_box, grow
 from .metrics import psnr_outside
-from .pipeline import Request, generate
+from .pipeline import Request, generate, way
 from .real_clips import real_clips
 from .world import SCENE_ATTRIBUTES, read_prompt, sample
 
@@ -55,9 +55,10 @@ def evaluate_guided(students, teacher, goals, task, steps=(1, 2, 4), teacher_ste
     plan = [("the clips themselves", lambda goal: goal.frames)]
     plan += [(f"teacher, DDIM {n}", maker(teacher, task, n, "ddim")) for n in teacher_steps]
     for name, student in students.items():
-        plan += [(f"{name}, LCM {n}", maker(student, task, n, "lcm")) for n in steps]
+        how = way(student.info)[0].upper()
+        plan += [(f"{name}, {how} {n}", maker(student, task, n)) for n in steps]
         if steps and task != "inpaint":
-            plan.append((f"{name}, LCM {steps[-1]}, prompt alone", maker(student, "text", steps[-1], "lcm")))
+            plan.append((f"{name}, {how} {steps[-1]}, prompt alone", maker(student, "text", steps[-1])))
     for name, make in plan:
         found = []
         for goal in goals:
@@ -66,8 +67,8 @@ def evaluate_guided(students, teacher, goals, task, steps=(1, 2, 4), teacher_ste
         yield name, {key: mean_of([one.get(key) for one in found]) for key in found[0]}
 
 
-def maker(model, task, steps, sampler):
-    """`make(goal)`: the clip of its prompt that follows it."""
+def maker(model, task, steps, sampler=None):
+    """`make(goal)`: the clip of its prompt that follows it, by the model's own sampler if None."""
 
     def make(goal):
         follows = {"video": goal.frames} if task != "text" else {}

@@ -35,7 +35,7 @@ class Request:
     prompt: 1..512 characters once control characters are gone; sampler: lcm, tcd or ddim, None for the few-step one that the model is made for;
     steps: 1..8 for lcm and tcd, 1..100 for ddim, None for 4 or 50; seed: 0..2147483647; frames: 8..32; height, width: multiples of 32 in
     128..512; guidance: w of Eq. 5 in 0..30, None for none with a student, the model's own with a teacher or with a student that takes w as an
-    input; gamma: of tcd in 0..1, None for 0.3, or for the model's own where the sampler is that too; the others have no such knob.
+    input; gamma: of tcd in 0..1, None for the model's own, which is 0 for a two-time map, else 0.3; the others have no such knob.
     task: text, or depth, sketch, inpaint, which follow `video`, uint8 (frames, height, width, 3) as `footage.read_video` makes it; inpaint
     replaces `hole`, float32 (frames, height, width) in 0..1 as masks.py makes it. also: more maps to follow, of depth and sketch; extractor:
     a name of conditions.EXTRACTORS for the task's own map, None for the best that is here; strength: 0..2, how strongly maps are followed.
@@ -218,8 +218,8 @@ def settle(model, request):
     guidance = own if request.guidance is None else request.guidance
     if takes and not takes[0] <= guidance <= takes[1]:
         raise AppError("E_W_RANGE", low=takes[0], high=takes[1], given=guidance)
-    how, knobs = (request.sampler, {}) if request.sampler else way(model.info)
-    gamma = knobs.get("gamma", GAMMA) if request.gamma is None else request.gamma
+    own, knobs = way(model.info)
+    how, gamma = request.sampler or own, knobs.get("gamma", GAMMA) if request.gamma is None else request.gamma
     return replace(request, guidance=guidance, sampler=how, gamma=gamma if how == "tcd" else None)
 
 

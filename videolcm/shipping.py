@@ -13,7 +13,7 @@ import numpy as np
 from .checkpoint import write_json
 from .models.base import TASKS, ModelInfo
 from .models.toybox import Toybox, write_network
-from .pipeline import Request, generate
+from .pipeline import SAMPLER_OF, Request, generate
 
 SHEET_PROMPTS = (
     "a red ball rolls to the left over snow",
@@ -39,10 +39,10 @@ def ship(folder, part, net, **facts):
 
 def sheet(codec, text, denoiser, path, prompts=SHEET_PROMPTS, role="teacher", steps=20, guidance=GUIDANCE):
     """A PNG at `path`: one clip a row, six frames across, by networks that may still be in training."""
-    info = ModelInfo("in training", role, ("text",), guidance, 8, "")
+    info = ModelInfo("in training", role, ("text",), guidance, 8, "", two_time="s" in denoiser.config.inputs)
     parameter = next(denoiser.parameters())
     model = Toybox(info, codec, text, denoiser, parameter.device, parameter.dtype)
-    sampler = "ddim" if role == "teacher" else "lcm"
+    sampler = SAMPLER_OF[role]
     rows = []
     for prompt in prompts:
         *_, result = generate(model, Request(prompt, steps=steps, sampler=sampler, guidance=guidance if role == "teacher" else 0))

@@ -17,7 +17,7 @@ from videolcm.ui import messages
 from videolcm.ui.engine import Loading, Waiting
 from videolcm.ui.handlers import guarded, keeper, refused, request_of
 from videolcm.ui.player import Board, made_in
-from videolcm.ui.tabs import PARAMETERS, TABS, description, signature
+from videolcm.ui.tabs import OWN, PARAMETERS, TABS, description, signature
 
 FOLLOWING = ("video", "mask", "box", "extractor", "strength", "also", "moving", "grow", "feather", "start", "span", "fit")  # also of the API
 NAMES = (  # the page's handler's parameters after `stops`, in its order: what to compare, then what all cells share
@@ -63,7 +63,8 @@ class Stops(set):
 
 
 def cells_of(roles, samplers, counts):
-    """Every role with every sampler and number of steps, each a list or a text with commas. AppError E_CELL_ROLE, E_SAMPLER, E_STEPS."""
+    """Every role with every sampler, of which OWN is the one it is made for, and number of steps, each a list or a text with commas. AppError
+    E_CELL_ROLE, E_SAMPLER, E_STEPS."""
     from videolcm.compare import Cell, known_roles
     from videolcm.pipeline import SAMPLERS, checked_steps, one_of
 
@@ -71,7 +72,8 @@ def cells_of(roles, samplers, counts):
     for role in listed(roles):
         one_of(role, known_roles(), "E_CELL_ROLE")
         for sampler in listed(samplers):
-            one_of(sampler, SAMPLERS, "E_SAMPLER")
+            one_of(sampler, (OWN, *SAMPLERS), "E_SAMPLER")
+            sampler = None if sampler == OWN else sampler
             steps = {checked_steps(count if count is not None else "none", sampler) for count in listed(counts)}
             cells += [Cell(role, sampler, count) for count in sorted(steps)]
     return cells
@@ -195,7 +197,8 @@ def quality(board, reference):
     name, key = ("Distance to the reference: low is near", "feature_distance") if judged else ("PSNR in dB: high is near the reference", "psnr")
     series = {}
     for one in others:
-        series.setdefault(f"{one.cell.role}, {one.cell.sampler}", []).append((made_in(one.result), one.metrics[key], f"{one.cell.steps}"))
+        line = f"{one.cell.role}, {one.result.settings['sampler']}"
+        series.setdefault(line, []).append((made_in(one.result), one.metrics[key], f"{one.cell.steps}"))
     return scatter(series, f"Seconds from noise to frames; the reference took {made_in(board.done[reference].result):.2f}", name)
 
 
@@ -235,8 +238,8 @@ COMPARED = {  # the parameters of /compare: (default, what it is)
     "prompt": PARAMETERS["prompt"],
     "steps": ([1, 2, 4, 8], 'numbers of steps of the student, a list like [1, 2, 4, 8] or a text like "1,2,4,8"; up to eight cells.'),
     "seed": (0, "a whole number from 0 to 2147483647; the same seed gives the same clips."),
-    "sampler": ("lcm", "lcm, tcd or ddim, or several with commas."),
-    "gamma": (None, "randomness of tcd from 0 to 1, nothing for 0.3."),
+    "sampler": (OWN, f"{OWN}, the one that the student is made for, or lcm, tcd or ddim, or several with commas."),
+    "gamma": (None, "randomness of tcd from 0 to 1, nothing for the student's own."),
     "teacher_steps": (50, "DDIM steps of the teacher's clip, the reference, from 1 to 100; 0 for none."),
     "frames": PARAMETERS["frames"],
     "size": PARAMETERS["size"],

@@ -38,7 +38,7 @@ def build_distil(jobs, guard, teachers, tabs, compared):
             with gr.Column(scale=6, min_width=320):
                 outputs, buttons = build_progress()
         wire(jobs, guard, teachers, (knobs, start, password), outputs, buttons)
-        filled = [compared[name] for name in ("roles", "samplers", "gamma", "steps", "with_reference", "prompt")]
+        filled = [compared[name] for name in ("roles", "samplers", "steps", "with_reference", "prompt")]
         buttons["compare"].click(make_compare_now(jobs, guard), [outputs[0], compared["prompt"]], [tabs, *filled], **QUIET)
 
 

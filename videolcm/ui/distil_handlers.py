@@ -17,7 +17,7 @@ from videolcm.own_files import captioned, suggest
 from videolcm.students import name_of, students
 from videolcm.ui import distil_messages as say
 from videolcm.ui.space import on_zero_gpu
-from videolcm.ui.tabs import TABS
+from videolcm.ui.tabs import OWN, TABS
 
 log = logging.getLogger(__name__)
 
@@ -167,18 +167,16 @@ def make_action(jobs, guard, action):
 
 def make_compare_now(jobs, guard):
     """The handler that opens the comparison with the shipped student, the chosen fine-tune's and the teacher: updates of the tabs and of its
-    controls roles, samplers, gamma, steps, with_reference, prompt; a student of a two-time map is seen by its own sampler too. AppError E_JOB,
-    E_NO_STUDENT."""
+    controls roles, samplers, steps, with_reference, prompt. AppError E_JOB, E_NO_STUDENT."""
 
     def compare_now(id, prompt):
         def run():
             job, here = jobs.get(id), students(jobs.folder)
-            name, two_time = name_of(job.id), "--two-time" in job.arguments
+            name = name_of(job.id)
             if guard.off or name not in here:
                 raise AppError("E_NO_STUDENT", given=name)
             roles = gr.update(choices=["student", "teacher", *here], value=["student", name])
-            ways = (["lcm", "tcd"], 0.0, [1, 4]) if two_time else (["lcm"], gr.skip(), [1, 2, 4])
-            return gr.update(selected="compare"), roles, *ways, True, prompt or PROMPT
+            return gr.update(selected="compare"), roles, [OWN], [1, 2, 4], True, prompt or PROMPT
 
         return refusing(run)
 

@@ -97,9 +97,11 @@ def controls_of(pairs):
     many = [(one, role) for one, role in pairs if one.steps > MAX_STEPS]
     if len(many) > 1 or any((role, one.sampler) != ("teacher", "ddim") for one, role in many):
         raise AppError("E_SETTINGS", detail=f"more than {MAX_STEPS} steps are for one reference alone, the teacher by ddim")
-    gammas = [one.gamma for one, _ in pairs if one.gamma is not None]
+    gammas = {one.gamma for one, _ in pairs if one.gamma is not None}
+    if len(gammas) > 1:
+        raise AppError("E_SETTINGS", detail="its cells have several gammas")
     values = {"prompt": first.prompt, "seed": first.seed, "frames": first.frames, "size": f"{first.width}x{first.height}"}
-    values |= {"with_reference": bool(many), "gamma": gammas[0] if gammas else 0.3, "guidance": shared_guidance(pairs)}
+    values |= {"with_reference": bool(many), "gamma": gammas.pop() if gammas else 0.3, "guidance": shared_guidance(pairs)}
     if many:
         values["reference_steps"] = many[0][0].steps
     if cells:

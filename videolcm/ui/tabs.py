@@ -35,6 +35,7 @@ PARAMETERS = {  # name: (default, what it is)
     "model": ("toybox", "toybox, the name of another model that is here, or of a student that was distilled here, like student-1a2b3c4d."),
     "painting": (None, "what is replaced as the page's brush painted it; elsewhere give a mask."),
 }
+OWN = "own"  # the sampler that each compared model is made for
 CLIP = ("sampler", "frames", "size", "role", "model")
 MAP = ("prompt", "video", "steps", "seed", "extractor", "strength", "also", "start", "span", "fit", *CLIP)
 HOLE = ("prompt", "video", "mask", "steps", "seed", "box", "moving", "grow", "feather", "start", "span", "fit", *CLIP, "painting")
