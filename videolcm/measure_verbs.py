@@ -21,7 +21,7 @@ def evaluate_arguments(parser):
     parser.add_argument("--task", default="text", metavar="TASK", help="text, or depth, sketch, inpaint: how well clips are followed")
     parser.add_argument("--real", action="store_true", help="follow real clips, which installed packages bring along, in place of rendered ones")
     parser.add_argument("--steps", default="1,2,4,8", metavar="LIST", help="the student's steps (default: 1,2,4,8)")
-    parser.add_argument("--teacher-steps", default="50", metavar="LIST", help="the teacher's DDIM steps (default: 50)")
+    parser.add_argument("--teacher-steps", default="50,8,4", metavar="LIST", help="the teacher's DDIM steps, the reference first (default: 50,8,4)")
     parser.add_argument("--guidance", type=number, metavar="W", help="the teacher's w (default: its own)")
     parser.add_argument("--sampler", metavar="NAME", help="of the students, for text: lcm or tcd (default: lcm; tcd, gamma 0 for a two-time map)")
     parser.add_argument("--gamma", type=number, metavar="G", help="randomness of --sampler tcd, 0 to 1 (default: 0.3)")
