@@ -109,7 +109,7 @@ def bench_arguments(parser):
     kind.add_argument("--full", action="store_true", help="everything but training (the default)")
     kind.add_argument("--training", action="store_true", help="a step of distilling alone: its seconds over those of its parts, and its memory")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
-    parser.add_argument("--count", type=number, default=100, metavar="N", help="prompts for the text match, 0 for none (default: 100)")
+    parser.add_argument("--count", type=number, metavar="N", help="prompts for the text match (default: 100, none with --quick: they take minutes)")
 
 
 def run_bench(args):
@@ -127,10 +127,11 @@ def run_bench(args):
     if not args.quick:
         figures |= {"table_1": table_1(student, teacher, report), "growth": growth(student, report), "over_diffusers": beside_diffusers()}
         report(table_of(figures["table_1"]))
-    if args.count and not has_judge():
+    count = (0 if args.quick else 100) if args.count is None else args.count
+    if count and not has_judge():
         report("Text match is left out: no judge is shipped yet.")
-    elif args.count:
-        rows = read_prompts(count=args.count)
+    elif count:
+        rows = read_prompts(count=count)
         found = {name: row for name, row in evaluate({"student": student}, teacher, rows, (4,), (50,)) if row or report(name)}
         report(table(found))
         figures["text_match"] = {name: round(row["mean"], 3) for name, row in found.items()}

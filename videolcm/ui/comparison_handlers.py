@@ -196,7 +196,7 @@ def quality(board, reference):
     series = {}
     for one in others:
         series.setdefault(f"{one.cell.role}, {one.cell.sampler}", []).append((made_in(one.result), one.metrics[key], f"{one.cell.steps}"))
-    return scatter(series, f"Seconds from noise to frames; the reference took {made_in(board.done[reference].result):.2f}", name)
+    return scatter(series, f"Seconds to frames; the reference took {made_in(board.done[reference].result):.2f}", name)
 
 
 def make_files(folder):
