@@ -33,6 +33,7 @@ def test_table_1_has_every_size_and_sampler(small):
     ]
     assert {row["size"] for row in rows[5:]} == {"160x128"} and len(heard) == len(rows) == 10
     assert rows[0]["speed_up"] == 1.0 and rows[0]["total"] >= rows[0]["denoise"] > 0
+    assert all(0 < row["share_decode_and_write"] < 1 for row in rows)
     lines = bench.table_of(rows).splitlines()
     assert len(lines) == 12 and len({line.count("|") for line in lines}) == 1
 

@@ -121,9 +121,10 @@ def test_the_difference_map_is_four_times_the_difference(compared):
 def test_numbers_and_the_plot_are_there_and_all_fits_the_screen(compared):
     captions = compared.locator(".tile figcaption").all_text_contents()
     assert "1 step, lcm" in captions[0] and "1 evaluation, " in captions[0] and " dB" in captions[0]
+    assert all(f"{stage}\N{NO-BREAK SPACE}" in caption for stage in ("text", "denoise", "decode", "write") for caption in captions)
     assert "teacher, 10 steps, ddim" in captions[4] and "20 evaluations, " in captions[4]
     assert compared.locator("svg.plot circle").count() == 1 + 4
-    assert compared.locator(".player").bounding_box()["height"] < 800
+    assert compared.locator(".player").bounding_box()["height"] < 600
     assert compared.evaluate("document.documentElement.scrollWidth") <= 1280
 
 

@@ -13,8 +13,9 @@ from videolcm import __main__ as command_line
 from videolcm import evaluate
 from videolcm.data import TRAIN_SEEDS
 from videolcm.errors import AppError
-from videolcm.evaluate import clips, gain, gains_table, held_out, made_clips, plot_of, read_prompts, seen, summary, table
+from videolcm.evaluate import clips, gain, gains_table, held_out, made_clips, nearness, plot_of, read_prompts, seen, summary, table
 from videolcm.judge import Judge
+from videolcm.metrics import IDENTICAL
 from videolcm.pipeline import Request, generate
 from videolcm.world import plot, sample
 
@@ -72,7 +73,7 @@ def test_rows_are_made_in_batches(monkeypatch):
 
 
 def kept(mean, motion=1.0, features=(0.0, 0.0), **shares):
-    return {"match": {**shares, "mean": float(mean)}, "motion": motion, "features": np.array(features)}
+    return {"match": {**shares, "mean": float(mean)}, "motion": motion, "flicker": 1.5, "features": np.array(features)}
 
 
 def figures_of(found, reference=None):
@@ -84,7 +85,17 @@ def test_what_is_kept_of_a_clip_needs_the_judge(monkeypatch):
     monkeypatch.setattr(evaluate, "judge", Judge().eval)
     told = plot(3)
     row = seen(sample(3).render().frames, told.said)
-    assert set(row["match"]) >= {"shape", "mean"} and row["motion"] > 0 and row["features"].shape == (128,)
+    assert set(row["match"]) >= {"shape", "mean"} and row["motion"] > 0 and row["flicker"] > 0 and row["features"].shape == (128,)
+
+
+def test_nearness_is_that_of_equal_clips_and_less_of_others(monkeypatch):
+    torch.manual_seed(0)
+    net = Judge().eval()
+    monkeypatch.setattr(evaluate, "judge", lambda: net)
+    frames, other = (sample(seed).render().frames for seed in (3, 4))
+    assert nearness(frames, frames) == {"distance": 0.0, "psnr": IDENTICAL}
+    apart = nearness(frames, other)
+    assert 0 < apart["distance"] < 4 and apart["psnr"] < 40
 
 
 def test_the_error_is_that_of_a_mean():
@@ -125,6 +136,7 @@ def invented(monkeypatch):
     monkeypatch.setattr(evaluate, "rendered_clips", lambda rows: iter([2] * len(rows)))
     monkeypatch.setattr(evaluate, "clips", invented_clips)
     monkeypatch.setattr(evaluate, "seen", lambda frames, said: kept(frames / 100, float(frames)))
+    monkeypatch.setattr(evaluate, "nearness", lambda frames, goal: {"distance": abs(frames - goal), "psnr": 30.0})
     return asked
 
 
@@ -145,6 +157,8 @@ def test_all_rows_are_made_and_share_the_teachers_motion(invented):
     ]
     assert found["student, LCM 4"]["mean"] == pytest.approx(0.04) and found["student, LCM 4"]["motion_ratio"] == pytest.approx(4 / 10)
     assert found["teacher, DDIM 50"]["motion_ratio"] == 1 and found["teacher, DDIM 8"]["lost"] == 3
+    assert [row["distance"] for row in found.values()] == pytest.approx([None, None, 8.4, 9.8, 9.2, 9, 6], nan_ok=True)
+    assert {row["flicker"] for row in found.values()} == {1.5} and {row["count"] for row in found.values()} == {len(ROWS)}
     assert [name for name, row in found.items() if "gain" in row] == ["student, LCM 1", "student, LCM 4"]
     assert found["student, LCM 4"]["gain"] == pytest.approx(0.04 - 0.008) and found["student, LCM 1"]["gain"] == pytest.approx(0.008)
 
@@ -153,6 +167,7 @@ def test_several_students_each_by_its_own_sampler_or_all_by_one(invented):
     students = {"runs/plain": toybox(), "runs/two": toybox()}
     students["runs/two"].info = replace(students["runs/two"].info, two_time=True)
     found = {name: figures for name, figures in evaluate.evaluate(students, toybox("teacher"), ROWS, (1, 2), ()) if figures}
+    assert {row["psnr"] for row in found.values()} == {None}
     assert [*found][3:] == ["runs/plain, LCM 1", "runs/plain, LCM 2", "runs/two, TCD 1", "runs/two, TCD 2"]
     assert {row[2:] for row in invented if row[0] == "student"} == {("lcm", None), ("tcd", 0.0)}
     lines = gains_table(found).splitlines()
@@ -191,14 +206,15 @@ def test_the_command_tells_students_of_run_folders_in_one_table(invented, tmp_pa
 
 
 def test_a_table_has_a_line_for_each_row_and_a_column_for_each_attribute():
-    more = {"motion_ratio": 1.0, "lost": 0, "frechet": 0.5}
+    more = {"motion_ratio": 1.0, "lost": 0, "frechet": 0.5, "flicker": 1.234, "distance": None, "psnr": None, "count": 7}
     rows = {"rendered": {"shape": 1.0, "sky": 0.987, "mean": 0.99, "error": 0.004, **more}}
     rows["student"] = {"shape": 0.5, "mean": 0.5, "error": 0.0321, "motion_ratio": 0.93, "lost": 2, "frechet": None}
+    rows["student"] |= {"flicker": 2.0, "distance": 0.1236, "psnr": 21.37, "count": 7}
     assert table(rows).splitlines() == [
-        "| clips | shape | sky | mean | motion kept | lost | Frechet |",
-        "|---|---|---|---|---|---|---|",
-        "| rendered | 1.00 | 0.99 | 0.990 ± 0.004 | 1.00 | 0 | 0.50 |",
-        "| student | 0.50 |  | 0.500 ± 0.032 | 0.93 | 2 |  |",
+        "| 7 clips each | shape | sky | mean | motion kept | lost | Frechet | flicker | distance | PSNR |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+        "| rendered | 1.00 | 0.99 | 0.990 ± 0.004 | 1.00 | 0 | 0.50 | 1.23 |  |  |",
+        "| student | 0.50 |  | 0.500 ± 0.032 | 0.93 | 2 |  | 2.00 | 0.124 | 21.4 |",
     ]
 
 

@@ -1,8 +1,8 @@
 """How well a model does what prompts say, over a file of prompts: a row of figures for each number of steps.
 
 In: students, their teacher, prompts with their seeds. Out: rows with the judge's text match per attribute and its bootstrap error, the motion
-beside the teacher's, and a Frechet distance from rendered clips; tables and a plot of them. All rows share prompts and noise, so what
-distilling gained is a difference clip by clip. It knows nothing about pages.
+beside the teacher's, flicker, how near the teacher's clips are, and a Frechet distance from rendered ones; tables and a plot of them. All rows
+share prompts and noise, so what distilling gained is a difference clip by clip. It knows nothing about pages.
 """
 
 import json
@@ -13,7 +13,7 @@ import torch
 
 from .errors import AppError
 from .judge import judge, look, text_match
-from .metrics import LOST, frechet_distance, motion, motion_ratio, optical_flow
+from .metrics import LOST, feature_distance, flicker, frechet_distance, motion, motion_ratio, optical_flow, psnr
 from .models.base import Conditions
 from .pipeline import to_frames, way
 from .plot import scatter
@@ -65,18 +65,27 @@ def rendered_clips(rows):
 
 
 def seen(frames, said):
-    """What is kept of one clip: {"match": as `text_match`, "motion": pixels per frame, "features": the judge's (D,)}."""
-    net = judge()
+    """What is kept of one clip: {"match": as `text_match`, "motion": pixels per frame, "flicker": levels of 255, "features": the judge's (D,)}."""
+    net, flow = judge(), optical_flow(frames)
     with torch.no_grad():
         features = net.features(look(frames[None]))[0].mean(0)
-    return {"match": text_match(net, frames, said), "motion": motion(optical_flow(frames)), "features": features.numpy()}
+    return {"match": text_match(net, frames, said), "motion": motion(flow), "flicker": flicker(frames, flow), "features": features.numpy()}
+
+
+def nearness(frames, goal):
+    """How near a clip is to the reference's of the same noise: {"distance": in the judge's features, "psnr": dB}."""
+    return {"distance": feature_distance(judge(), frames, goal), "psnr": psnr(frames, goal)}
+
+
+NEAR = ("flicker", "distance", "psnr")
 
 
 def summary(found, rendered, reference):
     """A row of figures from what was `seen` of its clips, of the rendered ones and of the reference, the many-step teacher.
 
     {attribute: share that is right, "mean": mean, "error": its standard error by 1000 bootstrap draws, "frechet": distance of the judge's
-    features from those of rendered clips, "motion_ratio": mean motion over the reference's, "lost": clips with under 60 % of the reference's}.
+    features from those of rendered clips, "motion_ratio": mean motion over the reference's, "lost": clips with under 60 % of the reference's,
+    "flicker", "distance", "psnr": means, the last two None where there is no reference to be near to, "count": clips}.
     """
     matches = [row["match"] for row in found]
     mean, error = mean_and_error([row["mean"] for row in matches])
@@ -89,6 +98,8 @@ def summary(found, rendered, reference):
         "frechet": frechet_distance(*(np.stack([row["features"] for row in rows]) for rows in (found, rendered))) if len(found) > 1 else None,
         "motion_ratio": float(np.mean([row["motion"] for row in found]) / np.mean([row["motion"] for row in reference])),
         "lost": sum(ratio is not None and ratio < LOST for ratio in ratios),
+        **{key: float(np.mean([row[key] for row in found])) if key in found[0] else None for key in NEAR},
+        "count": len(found),
     }
 
 
@@ -101,7 +112,7 @@ def evaluate(students, teacher, rows, steps=(1, 2, 4, 8), teacher_steps=(50,), s
     The first of `teacher_steps` is the reference of motion; without it the rendered clips are. `students` are {name: VideoModel}, each sampled by
     its own `way` unless there is a `sampler` with its `knobs`; their rows say too what they gained on the undistilled teacher, as `gain`.
     """
-    w, kept = teacher.info.guidance, {}
+    w, kept, goals = teacher.info.guidance, {}, []
     plan = [("rendered clips", rendered_clips(rows))]
     plan += [(f"teacher, DDIM {n}", made_clips(teacher, rows, n, "ddim", w)) for n in teacher_steps]
     plan += [(f"{BEFORE} {n}", made_clips(teacher, rows, n, "lcm", w)) for n in steps]
@@ -111,7 +122,10 @@ def evaluate(students, teacher, rows, steps=(1, 2, 4, 8), teacher_steps=(50,), s
     for name, made in plan:
         kept[name] = []
         for frames, row in zip(made, rows, strict=True):
-            kept[name].append(seen(frames, row["said"]))
+            near = nearness(frames, goals[len(kept[name])]) if len(goals) == len(rows) else {}
+            kept[name].append(seen(frames, row["said"]) | near)
+            if teacher_steps and name == plan[1][0]:
+                goals.append(frames)
             yield f"{name}: {len(kept[name])}/{len(rows)}", None
         rendered = kept[plan[0][0]]
         figures = summary(kept[name], rendered, kept.get(plan[1][0], rendered) if teacher_steps else rendered)
@@ -152,12 +166,13 @@ def gains_table(rows):
 def table(rows):
     """{name: figures} as a markdown table."""
     names = [name for name in ATTRIBUTES if any(name in row for row in rows.values())]
-    heads = ["clips", *names, "mean", "motion kept", "lost", "Frechet"]
+    heads = [f"{next(iter(rows.values()))['count']} clips each", *names, "mean", "motion kept", "lost", "Frechet", "flicker", "distance", "PSNR"]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for name, row in rows.items():
         cells = [f"{row[attribute]:.2f}" if attribute in row else "" for attribute in names]
-        distance = "" if row["frechet"] is None else f"{row['frechet']:.2f}"
-        cells += [f"{row['mean']:.3f} ± {row['error']:.3f}", f"{row['motion_ratio']:.2f}", str(row["lost"]), distance]
+        cells += [f"{row['mean']:.3f} ± {row['error']:.3f}", f"{row['motion_ratio']:.2f}", str(row["lost"])]
+        more = {"frechet": ".2f", "flicker": ".2f", "distance": ".3f", "psnr": ".1f"}
+        cells += ["" if row[key] is None else format(row[key], pattern) for key, pattern in more.items()]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

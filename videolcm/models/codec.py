@@ -114,7 +114,7 @@ class Decoder(nn.Module):
         (a, b, c), d = config.widths, config.blocks
         self.enter = nn.Conv2d(config.latent, a, 3, padding=1)
         self.low, self.middle, self.high = (nn.Sequential(*(Residual(width) for _ in range(n))) for width, n in zip((a, b, c), d, strict=True))
-        self.mix = nn.ModuleList((Mix(a), Mix(b)))
+        self.mix = nn.ModuleList((QuickMix(a), QuickMix(b)))
         self.up = nn.ModuleList((Up(a, b), Up(b, c)))
         self.leave = nn.Conv2d(c, 3 * CELL**2, 3, padding=1)
         nn.init.zeros_(self.leave.weight), nn.init.zeros_(self.leave.bias)
@@ -166,15 +166,23 @@ class Up(nn.Module):
 
 
 class Mix(nn.Module):
-    """x + a convolution over three neighbouring frames, zero at the start. x: (B F, C, h, w).
-
-    The frames are rows of a picture in which each place of a frame is a column.
-    """
+    """x + a convolution over three neighbouring frames, zero at the start. x: (B F, C, h, w)."""
 
     def __init__(self, width):
         super().__init__()
         self.conv = nn.Conv2d(3 * width, width, 1)
         nn.init.zeros_(self.conv.weight), nn.init.zeros_(self.conv.bias)
+
+    def forward(self, x, frames):
+        clip = F.silu(x).unflatten(0, (-1, frames))  # (B, F, C, h, w)
+        before = torch.cat([clip[:, :1], clip[:, :-1]], 1)
+        after = torch.cat([clip[:, 1:], clip[:, -1:]], 1)
+        return x + self.conv(torch.cat([before, clip, after], 2).flatten(0, 1))
+
+
+class QuickMix(Mix):
+    """The same in half the time: frames are rows of a picture, each place of a frame is a column. Its sums round a little otherwise, which frames
+    do not show, but what a denoiser's steps make of it they do: so the denoiser keeps the plain one, and clips stay as they are."""
 
     def forward(self, x, frames):
         clip = F.silu(x).movedim(1, -1).unflatten(0, (-1, frames)).flatten(2, 3)  # (B, F, h w, C)

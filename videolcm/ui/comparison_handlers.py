@@ -199,7 +199,7 @@ def quality(board, reference):
     for one in others:
         line = f"{one.cell.role}, {one.result.settings['sampler']}"
         series.setdefault(line, []).append((made_in(one.result), one.metrics[key], f"{one.cell.steps}"))
-    return scatter(series, f"Seconds from noise to frames; the reference took {made_in(board.done[reference].result):.2f}", name)
+    return scatter(series, f"Seconds to frames; the reference took {made_in(board.done[reference].result):.2f}", name)
 
 
 def make_files(folder):

@@ -123,7 +123,7 @@ def stacked(frames, size=None):
 def note(done):
     """The line under a finished cell's name: evaluations, and the seconds of each stage, whose sum stands first."""
     result, seconds = done.result, done.result.seconds
-    stages = ", ".join(f"{stage} {seconds[stage]:.2f}" for stage in STAGES if stage != "conditions" or seconds[stage])
+    stages = ", ".join(f"{stage}\N{NO-BREAK SPACE}{seconds[stage]:.2f}" for stage in STAGES if stage != "conditions" or seconds[stage])
     return f"{result.nfe} evaluation{'s' * (result.nfe != 1)}, {seconds['total']:.2f} s: {stages}"
 
 
