@@ -76,7 +76,7 @@ def main(argv=None):
             print(f"       {problem[:300]}", flush=True)
         write(args.out, kept)
     green = [id for id in LINES if kept.get(id, {}).get("green")]
-    print(f"R = {len(green)}/{len(LINES)}")
+    print(f"R = {len(green)}/{len(LINES)} in {sum(kept[id]['seconds'] for id in asked) / 60:.1f} minutes")
     if args.readme:
         README.write_text(TABLE.sub(lambda found: found[1] + table(json.loads(args.out.read_text())) + found[2], README.read_text()))
     return 1 if any(kept[id]["problems"] for id in asked) else 0

@@ -243,8 +243,12 @@ def r12(n, random, figures):
     A page remembers its last sessions, so memory is flat after the first hundred at the earliest.
     """
     with Site() as page, Visitor(page.url) as visitor:
+        examples = page.tell(clips=True)["given"]
         yield from soak(page, n, lambda seed: visitor.call("text", **{**SMALL, "seed": seed}), 2.5, "new sessions", figures)
         yield from soak(page, max(100, n // 4), lambda seed: in_one_session(visitor, seed), 0.6, "one session", figures)
+        before, left = (page.tell(**{order: True})["given"] - examples for order in ("clips", "clean"))
+        figures["clips on disk before and after gradio's clean-up"] = f"{before} and {left}"
+        yield "" if before >= n and not left else f"of {before} clips on disk gradio's clean-up leaves {left}"
     with Site(SITE_MODEL="toybox") as page, Visitor(page.url) as visitor:
         yield from soak(page, 100, lambda seed: in_one_session(visitor, seed), 2.5, "the built-in model", figures)
     day = figures["new sessions"]["MB for 100 clips"] * 14.4

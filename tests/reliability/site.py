@@ -1,7 +1,8 @@
 """A page in a process of its own that makes known clips, and what that process costs.
 
-`python -m tests.reliability.site` prints its address, then answers every line of JSON on stdin ({}, {"delay": seconds a step} or {"clips": true})
-by one line on stdout: what it holds, and the most that ever computed at once. It ends when its stdin does. SITE_MODEL=toybox: the built-in model.
+`python -m tests.reliability.site` prints its address, then answers every line of JSON on stdin ({}, {"delay": seconds a step}, {"clips": true} or
+{"clean": true}) by one line on stdout: what it holds, and the most that ever computed at once. It ends when its stdin does.
+SITE_MODEL=toybox: the built-in model.
 """
 
 import contextlib
@@ -94,6 +95,8 @@ def known_model(role="student", delay=0.0, inside=None):
 
 
 def main():
+    from gradio.route_utils import delete_files_created_by_app
+
     from videolcm import conditions, footage
     from videolcm.history import History
     from videolcm.jobs import Jobs
@@ -124,12 +127,15 @@ def main():
         orders = json.loads(line)
         for model in models:
             model.delay = orders.get("delay", model.delay)
-        print(json.dumps(held(engine, inside, orders.get("clips"))), flush=True)
+        if orders.get("clean"):
+            delete_files_created_by_app(page, None)
+        print(json.dumps(held(engine, inside, orders.get("clips") or orders.get("clean"))), flush=True)
     os._exit(0)
 
 
 def held(engine, inside, clips):
-    """Megabytes, threads, open files, `clips` that lie about where they should not; whether the device is taken, the most that computed at once."""
+    """Megabytes, threads, open files, `clips` that lie about where they should not, those `given` to visitors, which gradio removes; whether the
+    device is taken, the most that computed at once."""
     status = Path("/proc/self/status").read_text()
     files = list(Path(tempfile.gettempdir()).rglob("*.mp4")) if clips else []
     return {
@@ -137,6 +143,7 @@ def held(engine, inside, clips):
         "threads": threading.active_count(),
         "files": len(os.listdir("/proc/self/fd")),
         "clips": len([path for path in files if not {"gradio", "clips"} & set(path.parts)]),
+        "given": len([path for path in files if "gradio" in path.parts]),
         "taken": engine.device.locked(),
         "most": inside.most,
         "steps": inside.calls,

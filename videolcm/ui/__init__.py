@@ -5,6 +5,7 @@ Nothing is fetched from elsewhere. It knows nothing about networks, and brings t
 """
 
 import shutil
+import sys
 import tempfile
 
 import gradio as gr
@@ -25,6 +26,7 @@ TITLE = """# VideoLCM
 Type what you want to see: a consistency model makes it a two-second clip in one to eight steps, on this machine."""
 KEEP = (600, 3600)  # seconds between two clean-ups, and until a clip is removed
 MAX_WAITING = 32  # jobs in the queue
+TURN = 0.001  # seconds that a thread keeps Python to itself: the server waits for a turn several times in every answer
 
 
 def build_ui(engine, folder=None, distilling=None, history=None, no_downloads=None):
@@ -53,6 +55,7 @@ def launch(page, engine, jobs=None, **options):
     if shutil.which("ffprobe") is None:
         gr.processing_utils.ffmpeg_installed = lambda: False  # gradio asks for ffmpeg alone, then fails for want of ffprobe
     gate.in_our_words()
+    sys.setswitchinterval(TURN)
     settings = {
         "theme": theme(),
         "css": STYLE + distil.STYLE,
