@@ -19,7 +19,7 @@ SECONDS = 2  # between two looks at the jobs
 OWN, OWN_OF_TEACHER = "No preset", "The teacher's own"
 STYLE = """
 .strip { display: flex; flex-wrap: wrap; gap: .5rem; }
-.strip figure { flex: 1 1 8rem; max-width: 16rem; margin: 0; }
+.strip figure { flex: 1 1 6rem; max-width: 16rem; margin: 0; }
 .strip.small figure { flex: 0 1 5rem; }
 .strip video { display: block; width: 100%; border-radius: var(--block-radius); }
 .strip figcaption { font-size: var(--text-sm); color: var(--body-text-color-subdued); }
