@@ -190,6 +190,15 @@ def extractor_choices(kind):
     return [("the best for this video", ""), *((what, name) for name, what in known(kind).items())]
 
 
+def extractor_menu(kind):
+    """An update of the menu of extractors for a kind of map: those that are ready here, and below it what the others lack."""
+    from videolcm.conditions import EXTRACTORS
+
+    lacking = [(name, row) for name, row in EXTRACTORS.items() if kind in row.kinds and not row.ready()]
+    told = [f"{row.what.partition(':')[0]} needs {row.needs} in assets/{name}" for name, row in lacking]
+    return gr.update(choices=extractor_choices(kind), info=f"Not here: {'; '.join(told)}" if told else "")
+
+
 def make_first_frame():
     """A handler that shows the first frame of a video as the clip will have it, uint8 (H, W, 3); None where there is no video."""
 
