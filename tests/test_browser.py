@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from conftest import FakeModel, wait_for
-from media import make
+from media import corners, make
 from test_uploads import depth_video, textured
 
 from videolcm.history import History
@@ -190,6 +190,36 @@ def test_the_seed_is_rolled_or_kept_and_a_bad_one_refused(page):
     page.get_by_role("button", name="Generate").click()
     page.get_by_text("seed 77").wait_for()
     assert seed.input_value() == "77"
+
+
+def test_a_request_that_is_refused_changes_nothing_and_its_message_goes_with_the_next(page):
+    seed, toast = page.get_by_label("Seed").first, page.locator(".toast-close")
+    generate(page, "a red ball")
+    finished(page)
+    rolled, clip = seed.input_value(), page.locator(".clip video").get_attribute("src")
+    generate(page, "")
+    page.locator(".status").get_by_text("[E_PROMPT_EMPTY]").filter(visible=True).wait_for()
+    toast.wait_for()
+    wait_for(lambda: seed.input_value() == rolled)
+    assert page.locator(".clip video").get_attribute("src") == clip
+    generate(page, "the big cube spins")
+    finished(page)
+    assert toast.count() == 0 and seed.input_value() != rolled
+
+
+@pytest.mark.parametrize("name", ["still.png", "moving.gif"])
+def test_pictures_are_dropped_as_videos_are(page, site, tmp_path, name):
+    pane = opened(page, "Depth")
+    frames = corners(1 if name == "still.png" else 8)
+    pane.locator("input[type=file]").set_input_files(make(tmp_path / name, frames))
+    picture = pane.locator(".upload img")
+    picture.wait_for()
+    wait_for(lambda: picture.evaluate("i => i.naturalWidth") == 64)
+    generate(pane, "a red ball")
+    finished(pane)
+    pane.get_by_text("How the depth was found: built-in depth").wait_for()
+    pane.get_by_label("Clear").first.click()
+    picture.wait_for(state="detached")
 
 
 @pytest.mark.parametrize("title", ["Depth", "Sketch"])

@@ -178,10 +178,10 @@ def test_depth_comes_as_the_official_network_learned_it(compositional, midas_fol
     model = load(compositional)
     *_, (maps, shown, remarks) = guides_of(request, model.device, model.dtype, model.learned)
     wanted = np.clip(150 * raw / np.ptp(raw) / 20, 0, 10)  # VGen's clamp
-    assert np.allclose(maps["depth"][0], wanted) and wanted.max() > 1 and not remarks
+    assert np.allclose(maps["depth"][0], wanted) and wanted.max() > 1 and remarks == (f"How the depth was found: {known.what}.",)
     assert shown["depth"].min() == 0 and shown["depth"].max() == 255
     *_, (plain, _, none) = guides_of(request, model.device, model.dtype)  # for a model that was trained on [0, 1]
-    assert plain["depth"].max() == 1 and not none
+    assert plain["depth"].max() == 1 and none == remarks
 
 
 def test_another_extractor_is_said_in_the_result(compositional, monkeypatch):

@@ -1,6 +1,7 @@
 """The clips that were made last: each under its key, within the quota, and on the page again after the tab was closed."""
 
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import gradio as gr
@@ -10,11 +11,11 @@ from conftest import FakeModel, wait_for
 from media import corners
 
 from videolcm.errors import AppError
-from videolcm.history import History, is_key
+from videolcm.history import History, Kept, is_key
 from videolcm.ui import Engine, build_ui, launch
 from videolcm.ui.comparison_handlers import NAMES, Stops, make_comparison
 from videolcm.ui.handlers import keeper, make_handler
-from videolcm.ui.history import make_handlers
+from videolcm.ui.history import label, make_handlers
 from videolcm.video import write_mp4
 
 KEY, OTHER = "a" * 32, "b" * 32
@@ -97,6 +98,14 @@ def test_the_tab_lists_shows_and_deletes(tmp_path, history):
     shown.close()
     remove(name, visitor())
     assert history.list(KEY) == [] and remove(None, visitor()) is None
+
+
+@pytest.mark.parametrize(
+    ("model", "role", "end"), [("toybox", "student", ""), ("toybox", "teacher", " · teacher"), ("student-12345678", "student", " · student-12345678")]
+)
+def test_a_clip_of_another_model_says_so(model, role, end):
+    settings = {"prompt": "a red ball", "steps": 4, "seed": 1, "model": model, "role": role}
+    assert label(Kept("", Path(), 0.0, settings)).endswith(f" · a red ball · 4 steps · seed 1{end}")
 
 
 def test_what_is_finished_is_kept_before_anybody_hears_of_it(tmp_path, history):

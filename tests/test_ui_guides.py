@@ -13,11 +13,11 @@ from gradio_client.exceptions import AppError as ClientError
 from media import make
 from test_uploads import depth_video, textured
 
-from videolcm import gallery, uploads
+from videolcm import conditions, gallery, uploads
 from videolcm.footage import read_video
 from videolcm.pipeline import generate
 from videolcm.ui import Engine, build_ui, launch, tabs
-from videolcm.ui.handlers import extractor_choices, make_first_frame, make_handler, make_mask_preview
+from videolcm.ui.handlers import extractor_choices, extractor_menu, make_first_frame, make_handler, make_mask_preview
 from videolcm.ui.hole import painted
 from videolcm.uploads import Material, request_with
 from videolcm.video import read_settings, sha256_of
@@ -172,6 +172,15 @@ def test_extractors_that_are_ready_are_offered_by_what_they_are():
     offered = extractor_choices("sketch")
     assert offered[0] == ("the best for this video", "") and ("Canny: every sharp edge, one pixel wide", "canny") in offered
     assert "pidinet" not in [name for _, name in offered]
+
+
+@pytest.mark.parametrize("ready", [False, True])
+def test_the_menu_says_what_other_extractors_lack(monkeypatch, ready):
+    left = {name: row._replace(ready=lambda: ready) if name == "pidinet" else row for name, row in conditions.EXTRACTORS.items()}
+    monkeypatch.setattr(conditions, "EXTRACTORS", left)
+    menu = extractor_menu("sketch")
+    assert menu["info"] == ("" if ready else "Not here: PiDiNet needs table5_pidinet.pth of lllyasviel/Annotators in assets/pidinet")
+    assert menu["choices"] == extractor_choices("sketch") and ("pidinet" in dict(map(reversed, menu["choices"]))) == ready
 
 
 def test_what_was_painted_goes_on_unopened(files):

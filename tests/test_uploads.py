@@ -208,7 +208,11 @@ def test_depth_by_command_line(door, files, light, capsys):
     asked = {"also": ("sketch",), "strength": 1.5}
     request, result, notices = result_of(FakeModel(), Material("depth.mp4", start=0.25, fit="pad"), "depth", **asked)
     assert clip["sha256"] == result.sha256 == sha256_of(np.load("a.npy")) and clip["settings"] == result.settings
-    assert clip["notices"] == list(notices) and all(notice in err for notice in notices) and "last frame is repeated" in err
+    found = [
+        "How the depth was found: the video is a map already: use it as it is.",
+        "How the sketch was found: Canny: every sharp edge, one pixel wide.",
+    ]
+    assert clip["notices"] == [*notices, *found] and all(notice in err for notice in clip["notices"]) and "last frame is repeated" in err
     assert "conditions 1/1" in err and clip["seconds"]["conditions"] > 0
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from .conditions import choose, extracting, per_clip
+from .conditions import EXTRACTORS, choose, extracting, per_clip
 from .masks import composite, masked_map, overlay
 
 MAPS_OF = {"text": (), "depth": ("depth",), "sketch": ("sketch",), "inpaint": ("masked",)}  # what each task follows
@@ -20,7 +20,7 @@ class Guides(NamedTuple):
 
     maps: dict  # {name: float32 (C, F, H, W)} as Conditions has them
     shown: dict  # {name: uint8 (F, H, W, 3)} as people see them
-    remarks: tuple  # sentences on maps of another kind than the model learned
+    remarks: tuple  # sentences on how maps were found where nobody chose, and on those of another kind than the model learned
 
 
 def guides_of(request, device, dtype, learned=None):
@@ -41,6 +41,8 @@ def guides_of(request, device, dtype, learned=None):
         for found in extracting(chosen, request.video, device, dtype, scale):
             if isinstance(found, int):
                 yield index * request.frames + found, len(names) * request.frames
+        if chosen != request.extractor:
+            remarks.append(f"How the {name} was found: {EXTRACTORS[chosen].what}.")
         maps[name], shown[name] = found[None], grey(per_clip(found) if scale else found)
         if wanted and not (wanted.exact and chosen == wanted.extractor):
             remarks.append(f"This model learned {name} from {wanted.what}; here it is {chosen}'s, and may be followed less well.")

@@ -10,7 +10,7 @@ from videolcm.students import students
 from videolcm.ui import messages
 from videolcm.ui.comparison_handlers import COMPARED, FILES, NAMES, OUTPUTS, Stops, make_compare, make_comparison, make_files
 from videolcm.ui.gate import key_of
-from videolcm.ui.handlers import extractor_choices, refused
+from videolcm.ui.handlers import extractor_menu, refused
 from videolcm.ui.hole import build_hole, wire_painting
 from videolcm.ui.parts import as_given, control, path_of, unchecked, video_upload
 from videolcm.ui.player import build_player
@@ -97,7 +97,7 @@ def build_followed():
 
     def shown(task):
         follows_map, hole = task in ("depth", "sketch"), task == "inpaint"
-        choices = gr.Dropdown(extractor_choices(task)) if follows_map else gr.skip()
+        choices = extractor_menu(task) if follows_map else gr.skip()
         return gr.update(visible=task != "text"), gr.update(visible=follows_map), gr.update(visible=hole), choices
 
     task.change(shown, task, [follows, maps, holes, extractor], **QUIET)

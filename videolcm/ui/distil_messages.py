@@ -82,7 +82,7 @@ def previews(job, steps):
     cells.append(video(job.folder / TEACHER, "teacher, 50 steps"))
     strip = [video(job.folder / names["4"], f"at {at}") for at, names in spread(made[:-1], HISTORY)]
     older = f'<div class="strip small">{"".join(strip)}</div>' if strip else ""
-    return f'<p>After {iteration} iterations</p><div class="strip">{"".join(cells)}</div>{older}'
+    return f'<p>After iteration {iteration}</p><div class="strip">{"".join(cells)}</div>{older}'
 
 
 def spread(values, most):

@@ -13,6 +13,7 @@ from uuid import uuid4
 
 import gradio as gr
 
+from videolcm.arguments import number
 from videolcm.errors import AppError
 from videolcm.sources import SOURCES, require_here
 from videolcm.students import students
@@ -132,6 +133,12 @@ def request_of(task, folder, values):
         return request_with(material, task, values.get("extractor") or None, width=width, height=height, **asked)
 
 
+def typed(text):
+    """What stands in a box for a number that may be empty, which gradio's own for numbers cannot: None if it is, else a number, or what is none for
+    others to refuse."""
+    return (number(text) if text.strip() else None) if isinstance(text, str) else text
+
+
 @contextmanager
 def material_of(values, folder, size):
     """The uploads.Material of what a tab's components hold; what was painted is a file in `folder` as long as the block lasts."""
@@ -188,6 +195,15 @@ def extractor_choices(kind):
     from videolcm.conditions import known
 
     return [("the best for this video", ""), *((what, name) for name, what in known(kind).items())]
+
+
+def extractor_menu(kind):
+    """An update of the menu of extractors for a kind of map: those that are ready here, and below it what the others lack."""
+    from videolcm.conditions import EXTRACTORS
+
+    lacking = [(name, row) for name, row in EXTRACTORS.items() if kind in row.kinds and not row.ready()]
+    told = [f"{row.what.partition(':')[0]} needs {row.needs} in assets/{name}" for name, row in lacking]
+    return gr.update(choices=extractor_choices(kind), info=f"Not here: {'; '.join(told)}" if told else "")
 
 
 def make_first_frame():

@@ -17,6 +17,7 @@ from videolcm.ui.handlers import passing, refused
 from videolcm.ui.parts import clip_player, unchecked
 
 QUIET = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
+OWN = ("toybox", "student")  # what makes clips unless something else was asked for
 NOTHING = "Nothing yet. Every clip that is finished is kept here, also when the tab is closed before."
 
 
@@ -62,10 +63,9 @@ def make_handlers(history, folder):
 
 def label(kept):
     """A clip as the list has it."""
-    asked = kept.settings
-    return (
-        f"{time.strftime('%d %b %H:%M', time.localtime(kept.made))} · {asked.get('prompt')} · {asked.get('steps')} steps · seed {asked.get('seed')}"
-    )
+    asked, made = kept.settings, time.strftime("%d %b %H:%M", time.localtime(kept.made))
+    by = " ".join(str(asked[name]) for name in ("model", "role") if name in asked and asked[name] not in OWN)
+    return " · ".join([made, str(asked.get("prompt")), f"{asked.get('steps')} steps", f"seed {asked.get('seed')}", *filter(None, [by])])
 
 
 def said(history, kept):

@@ -9,7 +9,7 @@ import gradio as gr
 from videolcm.sources import SOURCES, about, licence_of, menu
 from videolcm.students import students
 from videolcm.ui import messages
-from videolcm.ui.handlers import extractor_choices, make_handler
+from videolcm.ui.handlers import extractor_menu, make_handler
 from videolcm.ui.hole import build_hole, wire_hole
 from videolcm.ui.parts import clip_player, control, given, unchecked, video_upload
 from videolcm.ui.tabs import example_rows
@@ -39,7 +39,7 @@ def build_tab(tab, engine, folder, history=None):
         examples = gr.Dataset(components=fills, samples=example_rows(tab), label="Examples, one click each")
     wire(tab, controls, examples, outputs, make_handler(tab.task, engine, folder, history))
     if "extractor" in controls:
-        pane.select(lambda: gr.Dropdown(extractor_choices(tab.task)), None, controls["extractor"], **QUIET)
+        pane.select(lambda: extractor_menu(tab.task), None, controls["extractor"], **QUIET)
     if "mask" in controls:
         wire_hole(controls, tab, outputs, folder)
 
