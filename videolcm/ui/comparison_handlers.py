@@ -11,6 +11,7 @@ from pathlib import Path
 
 import gradio as gr
 
+from videolcm.arguments import number
 from videolcm.plot import scatter
 from videolcm.ui import messages
 from videolcm.ui.engine import Loading, Waiting
