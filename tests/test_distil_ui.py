@@ -53,7 +53,9 @@ def test_a_start_by_preset_and_by_knobs():
     start(iterations=30.0, lr=0.001)
     start(lora=8.0, guidance_range="0,3", two_time=True, images=0.5)
     start(preset="ten minutes", images=1)
-    (paper, teacher), (own, _), (more, _), (ten, _) = jobs.told
+    start(lr="", guidance=" ", huber="", minutes="2", lora="4", images="")  # as the page's boxes have it
+    (paper, teacher), (own, _), (more, _), (ten, _), (boxes, _) = jobs.told
+    assert (boxes.lr, boxes.guidance, boxes.huber, boxes.minutes, boxes.lora, boxes.images) == (None, None, None, 2, 4, None)
     assert (paper.images, own.images, more.images, ten.images, ten.minutes) == (None, None, 0.5, 1, 10)
     assert (own.lora, own.guidance_range, own.two_time) == (None, None, False) and paper.lora is None
     assert (more.lora, more.guidance_range, more.two_time) == (8, "0,3", True)
@@ -270,10 +272,13 @@ def test_a_fine_tune_in_a_browser_survives_a_reload_and_becomes_a_model(browser,
     page.get_by_role("tab", name="Distil").click()
     for name in ("Pause", "Resume", "Cancel", "Delete", "Compare now"):
         assert page.get_by_role("button", name=name, exact=name != "Compare now").filter(visible=True).is_disabled()
+    page.get_by_text("Knobs, used without a preset").click()
     page.get_by_label("Preset").click()
-    page.get_by_role("option", name="paper").click()
+    page.get_by_role("option", name="No preset").click()
+    page.get_by_label("Learning rate").fill("1e-5")
     page.get_by_role("button", name="Start").click()
     page.get_by_text("RUNNING: iteration").wait_for()
+    assert "--lr" in site[1].list()[0].arguments and not {"--lora", "--minutes", "--guidance", "--huber"} & set(site[1].list()[0].arguments)
     page.get_by_role("button", name="Pause").click()
     page.get_by_text("PAUSED: iteration").wait_for()
     page.reload()

@@ -15,7 +15,7 @@ from videolcm.arguments import number
 from videolcm.plot import scatter
 from videolcm.ui import messages
 from videolcm.ui.engine import Loading, Waiting
-from videolcm.ui.handlers import guarded, keeper, refused, request_of
+from videolcm.ui.handlers import guarded, keeper, refused, request_of, typed
 from videolcm.ui.player import Board, made_in
 from videolcm.ui.tabs import PARAMETERS, TABS, description, signature
 
@@ -82,11 +82,6 @@ def listed(value):
     if isinstance(value, str):
         return [number(part.strip()) for part in value.split(",") if part.strip()]
     return list(value) if isinstance(value, (list, tuple)) else [value]
-
-
-def typed(text):
-    """What stands in a box for a number: None if it is empty, else a number, or what is none for the Request to refuse."""
-    return (number(text) if text.strip() else None) if isinstance(text, str) else text
 
 
 def reference_of(steps):

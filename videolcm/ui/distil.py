@@ -16,7 +16,7 @@ Textbox, Number, Radio, Dropdown = map(unchecked, (gr.Textbox, gr.Number, gr.Rad
 Checkbox, CheckboxGroup, Files = unchecked(gr.Checkbox), unchecked(gr.CheckboxGroup), unchecked(gr.File, paths_of)
 QUIET = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
 SECONDS = 2  # between two looks at the jobs
-OWN, OWN_OF_TEACHER = "No preset", "The teacher's own"
+OWN, OWN_OF_TEACHER = "No preset", "the teacher's own"
 STYLE = """
 .strip { display: flex; flex-wrap: wrap; gap: .5rem; }
 .strip figure { flex: 1 1 6rem; max-width: 16rem; margin: 0; }
@@ -55,18 +55,18 @@ def build_knobs(guard, teachers):
             iterations = Number(default.iterations, label="Iterations", info="Paper: about 4000", min_width=120)
             batch = Number(default.batch, label="Batch", info="Paper: not said", min_width=120)
         with gr.Row():
-            lr = Number(None, label="Learning rate", info="Paper: 1e-5; empty: the teacher's own", min_width=120)
-            guidance = Number(None, label="Guidance w", info="Paper: 9; empty: the teacher's own", min_width=120)
+            lr = Textbox("", label="Learning rate", placeholder=OWN_OF_TEACHER, info="Paper: 1e-5", min_width=120)
+            guidance = Textbox("", label="Guidance w", placeholder=OWN_OF_TEACHER, info="Paper: 9", min_width=120)
         with gr.Row():
             ema = Number(default.ema, label="EMA", info="Paper: 0.95", min_width=120)
-            skip = Textbox("", label="Skip k", info="Paper: 20; empty: the teacher's own", min_width=120)
+            skip = Textbox("", label="Skip k", placeholder=OWN_OF_TEACHER, info="Paper: 20", min_width=120)
         with gr.Row():
-            huber = Number(None, label="Huber c", info="Paper: 1e-3; empty: the teacher's own", min_width=120)
-            minutes = Number(None, label="Minutes", info="Paper: no limit; empty: none", min_width=120)
-        with gr.Row():
-            lora = Number(None, label="LoRA rank", info="Paper: none; empty: all weights learn", min_width=120)
+            huber = Textbox("", label="Huber c", placeholder=OWN_OF_TEACHER, info="Paper: 1e-3", min_width=120)
             optimiser = Dropdown([(OWN_OF_TEACHER, ""), *OPTIMISERS], value="", label="Optimiser", info="Paper: AdamW", min_width=120)
-            w_range = Textbox("", label="Range of w", info="Paper: none; 0,3: w as an input", min_width=120)
+        with gr.Row():
+            minutes = Textbox("", label="Minutes", placeholder="no limit", info="Paper: no limit", min_width=100)
+            lora = Textbox("", label="LoRA rank", placeholder="all weights", info="Paper: all weights", min_width=100)
+            w_range = Textbox("", label="Range of w", placeholder="like 0,3", info="Paper: none", min_width=100)
         two_time = Checkbox(False, label="Two-time map", info="Paper: no; to any earlier timestep, sampled by tcd with gamma 0")
     conditions = CheckboxGroup(
         CONDITIONS, value=list(CONDITIONS), label="Conditions", info="What the student learns to follow; paper: text, then depth, sketch and others"
@@ -84,7 +84,7 @@ def build_clips():
     with gr.Accordion("Clips of your own, in place of rendered ones", open=False):
         clips = Files(label="Videos and pictures", file_count="multiple", file_types=["video", "image"], height=140, elem_id="own-clips")
         captions = Textbox("", label="Captions", info="One a line, in the order of the clips", lines=3, max_lines=12)
-        images = Number(None, label="Share of pictures", info="Paper: 0.25, a GPU of four; empty: the same")
+        images = Textbox("", label="Share of pictures", placeholder="the paper's", info="Paper: 0.25, a GPU of four")
     asked = gr.State([])  # the clips that the lines belong to
     clips.change(suggested, [clips, captions, asked], [captions, asked], **QUIET)
     return clips, captions, images

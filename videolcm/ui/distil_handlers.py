@@ -16,6 +16,7 @@ from videolcm.jobs import ALLOWED, Knobs, preset_of
 from videolcm.own_files import captioned, suggest
 from videolcm.students import name_of, students
 from videolcm.ui import distil_messages as say
+from videolcm.ui.handlers import typed
 from videolcm.ui.space import on_zero_gpu
 from videolcm.ui.tabs import TABS
 
@@ -120,9 +121,10 @@ def make_start(jobs, guard, teachers):
             guard.admit(password)
             if not isinstance(teacher, str) or teacher not in teachers:
                 raise AppError("E_MODEL", given=teacher, known=", ".join(teachers))
-            own = {"seed": whole(seed), "images": images, "conditions": ",".join(conditions) if isinstance(conditions, (list, tuple)) else conditions}
-            knobs = dict(iterations=whole(iterations), batch=whole(batch), lr=lr, guidance=guidance, ema=ema, huber=huber, minutes=minutes)
-            knobs |= dict(lora=whole(lora), two_time=two_time)
+            learned = ",".join(conditions) if isinstance(conditions, (list, tuple)) else conditions
+            own = {"seed": whole(seed), "images": typed(images), "conditions": learned}
+            knobs = dict(iterations=whole(iterations), batch=whole(batch), lr=typed(lr), guidance=typed(guidance), ema=ema, huber=typed(huber))
+            knobs |= dict(minutes=typed(minutes), lora=whole(typed(lora)), two_time=two_time)
             knobs |= dict(skip=skip or None, guidance_range=guidance_range or None, optimiser=optimiser or None)
             files = captioned(clips or [], captions)
             id = jobs.start(Knobs(**own, **(preset_of(preset) if preset else knobs)), teachers[teacher], files)

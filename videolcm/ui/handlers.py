@@ -13,6 +13,7 @@ from uuid import uuid4
 
 import gradio as gr
 
+from videolcm.arguments import number
 from videolcm.errors import AppError
 from videolcm.sources import SOURCES, require_here
 from videolcm.students import students
@@ -130,6 +131,12 @@ def request_of(task, folder, values):
     asked["also"] = (TABS[task].other,) if values.get("also") else ()
     with material_of(values, folder, (height, width)) as material:
         return request_with(material, task, values.get("extractor") or None, width=width, height=height, **asked)
+
+
+def typed(text):
+    """What stands in a box for a number that may be empty, which gradio's own for numbers cannot: None if it is, else a number, or what is none for
+    others to refuse."""
+    return (number(text) if text.strip() else None) if isinstance(text, str) else text
 
 
 @contextmanager
