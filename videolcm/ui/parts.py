@@ -74,7 +74,7 @@ def control(name, **options):
 def video_upload():
     """Where a video, a GIF or a picture is dropped, and above it what the browser can show of it: gr.Video takes videos alone."""
     shown = gr.HTML("", elem_classes="upload")
-    video = unchecked(gr.File, path_of)(label="Video, GIF or picture", file_types=["video", "image"], height=120)
+    video = unchecked(gr.File, path_of)(label="Video, GIF or picture", file_types=["video", "image"], height=150)
     video.change(None, video, shown, js=SHOW, api_visibility="private", queue=False, show_progress="hidden")
     return video
 
