@@ -14,13 +14,15 @@ import numpy as np
 import torch
 
 from .checkpoint import write_json
-from .data import ALL, CLIPS_PER_SHARD, FREE_SHARE, MAPS, TEACHING, Clips, cache_latents, conditions, latent_path, render_shards
+from .data import ALL, CLIPS_PER_SHARD, MAPS, TEACHING, Clips, cache_latents, conditions, latent_path, render_shards
 from .errors import AppError
 from .lora import merged, with_adapters
 from .models import write_student as write_denoiser
 from .processes import sharded, world
 from .schedule import consistency, guide
 from .training import Stage, averaged_weights, checkpointed, fill, generator
+
+FREE_OF = 12  # clips of the plain world for one free scene to be rendered, which takes eight times as long
 
 
 @dataclass(frozen=True)
@@ -113,12 +115,12 @@ def student_net(teacher, config):
 
 
 def toybox_clips(folder, teacher, report, count=600, latents=None, free=False):
-    """The first `count` clips of Toybox, in whole shards, and a share of free scenes if they are wanted: in `folder`, their latents in `latents`
+    """The first `count` clips of Toybox, in whole shards, and a free scene for FREE_OF of them if wanted: in `folder`, their latents in `latents`
     (the same, if None), rendered and encoded first where they are missing. `report(line)` hears of it.
 
     What else lies there is left alone, so that a run that goes on finds the clips that it began with.
     """
-    latents, counts = latents or folder, {"free": -int(-count * FREE_SHARE // CLIPS_PER_SHARD)} if free else {}
+    latents, counts = latents or folder, {"free": -(-count // FREE_OF // CLIPS_PER_SHARD)} if free else {}
     counts["plain"] = -(-count // CLIPS_PER_SHARD)
     missing = [(kind, i) for kind, n in counts.items() for i in range(n) if not latent_path(latents, kind, i).exists()]
     for done, (kind, _) in enumerate(render_shards(folder, missing), 1):
