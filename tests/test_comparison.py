@@ -153,7 +153,7 @@ def test_one_cell_is_stopped_by_its_button(compared, tab):
     model.delay = 0.6
     try:
         compared.get_by_role("button", name="Compare", exact=True).click()
-        compared.get_by_role("button", name="Stop 8 steps, lcm").click()
+        compared.get_by_role("button", name="Stop 8 steps").click()
         compared.locator(".tile[data-state=making] canvas").first.wait_for()
         compared.get_by_text("Stopped: 4 clips").wait_for()
     finally:

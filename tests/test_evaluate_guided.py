@@ -85,10 +85,10 @@ def test_every_row_is_made_of_the_clips(exact, monkeypatch, goal, task):
     goals = [goal, replace(goal, frames=255 - goal.frames)]
     events = list(evaluate_guided.evaluate_guided({"student": FakeModel()}, FakeModel("teacher"), goals, task, (1, 2), (50,)))
     found = {name: figures for name, figures in events if figures}
-    plan = [("teacher", "ddim", 50, task), ("student", "lcm", 1, task), ("student", "lcm", 2, task)]
+    plan = [("teacher", "ddim", 50, task), ("student", None, 1, task), ("student", None, 2, task)]  # None: its own
     names = ["the clips themselves", "teacher, DDIM 50", "student, LCM 1", "student, LCM 2"]
     if task == "sketch":
-        plan.append(("student", "lcm", 2, "text"))
+        plan.append(("student", None, 2, "text"))
         names.append("student, LCM 2, prompt alone")
         assert found.pop(names[-1])["edge F1"] < 1 and all(row["edge F1"] == 1 for row in found.values())
     else:

@@ -74,10 +74,14 @@ class CellDone:
     metrics: dict  # as `measure` and `compared` give them; JSON can hold it
 
     @property
+    def made(self):
+        """The Cell with the sampler by name."""
+        return replace(self.cell, sampler=self.result.settings["sampler"])
+
+    @property
     def label(self):
         """What stands over the clip: the way it was made, and its network evaluations. No seconds: the same request gives the same file."""
-        made = replace(self.cell, sampler=self.result.settings["sampler"])
-        return f"{made}, {self.result.nfe} evaluation{'s' * (self.result.nfe != 1)}"
+        return f"{self.made}, {self.result.nfe} evaluation{'s' * (self.result.nfe != 1)}"
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ class Board:
     def finish(self, tile, event):
         if tile.state != "done":
             tile.strip = messages.data_url(stacked(event.result.frames, self.size))
-        tile.state, tile.part, self.fps = "done", 1.0, event.result.settings["fps"]
+        tile.state, tile.part, tile.name, self.fps = "done", 1.0, str(event.made), event.result.settings["fps"]
         tile.note, tile.figures, tile.warning = note(event), figures(event, tile.reference), event.metrics["warning"] or ""
         self.done[event.cell] = event
 
