@@ -77,7 +77,7 @@ def test_what_stays_of_a_real_clip_is_not_asked_of_the_prompt(monkeypatch, goal)
 def test_every_row_is_made_of_the_clips(exact, monkeypatch, goal, task):
     asked = []
 
-    def fake_generate(model, request):
+    def fake_generate(model, request, known=None):
         asked.append((model.info.role, request.sampler, request.steps, request.task, request.hole is not None))
         yield type("Result", (), {"frames": goal.frames if request.video is None else request.video})
 

@@ -6,10 +6,11 @@ much of a figure is the extractor's, and beside clips of the prompt alone. It kn
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
-from .compare import READERS, obeyed
+from .compare import READERS, Prepared, obeyed
 from .conditions import extract
 from .data import disparity
 from .judge import judge, text_match
@@ -51,12 +52,13 @@ def real_goals():
 
 def evaluate_guided(students, teacher, goals, task, steps=(1, 2, 4), teacher_steps=(50,)):
     """Yields (line, None) of progress and (name, figures) of each finished row: the clips themselves, teacher, students ({name: VideoModel}), and
-    these by the prompt alone where a map is what they are told."""
+    these by the prompt alone where a map is what they are told. A clip's map is made once for all models that share a text encoder."""
+    known = {goal: Prepared() for goal in goals}
     plan = [("the clips themselves", lambda goal: goal.frames)]
-    plan += [(f"teacher, DDIM {n}", maker(teacher, task, n, "ddim")) for n in teacher_steps]
+    plan += [(f"teacher, DDIM {n}", maker(teacher, task, n, "ddim", known)) for n in teacher_steps]
     for name, student in students.items():
         how = way(student.info)[0].upper()
-        plan += [(f"{name}, {how} {n}", maker(student, task, n)) for n in steps]
+        plan += [(f"{name}, {how} {n}", maker(student, task, n, known=known)) for n in steps]
         if steps and task != "inpaint":
             plan.append((f"{name}, {how} {steps[-1]}, prompt alone", maker(student, "text", steps[-1])))
     for name, make in plan:
@@ -67,13 +69,14 @@ def evaluate_guided(students, teacher, goals, task, steps=(1, 2, 4), teacher_ste
         yield name, {key: mean_of([one.get(key) for one in found]) for key in found[0]}
 
 
-def maker(model, task, steps, sampler=None):
-    """`make(goal)`: the clip of its prompt that follows it, by the model's own sampler if None."""
+def maker(model, task, steps, sampler=None, known=None):
+    """`make(goal)`: the clip of its prompt that follows it, by the model's own sampler if None; `known`: {goal: Prepared}."""
 
     def make(goal):
         follows = {"video": goal.frames} if task != "text" else {}
         follows |= {"hole": goal.hole} if task == "inpaint" else {}
-        *_, result = generate(model, Request(goal.prompt, steps=steps, seed=goal.seed, sampler=sampler, task=task, **follows))
+        request = Request(goal.prompt, steps=steps, seed=goal.seed, sampler=sampler, task=task, **follows)
+        *_, result = generate(model, request, known and known[goal])
         return result.frames
 
     return make
@@ -92,7 +95,13 @@ def depth_figures(frames, goal):
 
 def sketch_figures(frames, goal):
     """Read lines beside those of the clip."""
-    return obeyed("sketch", *(extract(READERS["sketch"], clip) for clip in (goal.frames, frames))) | matched(frames, goal.said)
+    return obeyed("sketch", lines_of(goal), extract(READERS["sketch"], frames)) | matched(frames, goal.said)
+
+
+@lru_cache(maxsize=256)
+def lines_of(goal):
+    """The lines of a goal's clip, as they are read for every row."""
+    return extract(READERS["sketch"], goal.frames)
 
 
 def inpaint_figures(frames, goal):
