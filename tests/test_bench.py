@@ -33,7 +33,7 @@ def test_table_1_has_every_size_and_sampler(small):
     ]
     assert {row["size"] for row in rows[5:]} == {"160x128"} and len(heard) == len(rows) == 10
     assert rows[0]["speed_up"] == 1.0 and rows[0]["total"] >= rows[0]["denoise"] > 0
-    assert all(0 < row["share_decode_and_write"] < 1 for row in rows)
+    assert all(0 < row["share_decode_and_write"] <= 1 for row in rows)
     lines = bench.table_of(rows).splitlines()
     assert len(lines) == 12 and len({line.count("|") for line in lines}) == 1
 
@@ -52,7 +52,7 @@ def test_medians_are_of_runs_in_turn():
 
 def test_one_and_eight_clips_are_timed_by_the_same_means(small):
     one, eight = bench.one_clip(*small, rounds=1), bench.eight_clips(*small, rounds=1)
-    assert one["seconds_4_steps"]["write"] > 0 and 0 < one["share_decode_and_write"] < 1 and one["speed_up_one_clip"] > 0
+    assert one["seconds_4_steps"]["write"] > 0 and 0 < one["share_decode_and_write"] <= 1 and one["speed_up_one_clip"] > 0
     assert set(eight) == {"seconds_eight_lcm4", "seconds_eight_ddim50", "speed_up_eight_clips"}
     assert [len(model.calls) for model in small] == [4 + 4 + 4, 50 + 50]
 

@@ -165,7 +165,7 @@ def test_compare(door, tmp_path, capsys):
     assert cells[0]["metrics"]["psnr"] == 100 and cells[0]["metrics"]["motion_ratio"] == pytest.approx(1)  # all see the same square
     for name in ("g.mp4", "s.png", "g.gif"):
         assert read_settings(tmp_path / name) == {"cells": [cell["settings"] for cell in cells]}
-    assert "1 step, lcm: denoise 1/1" in err and "teacher, 3 steps, ddim: denoise 3/3" in err
+    assert "1 step: denoise 1/1" in err and "teacher, 3 steps, ddim: denoise 3/3" in err
 
 
 def test_a_compared_cell_is_the_clip_that_generate_makes(door, capsys):

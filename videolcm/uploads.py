@@ -79,7 +79,7 @@ def read_hole(material, video):
     """The hole float32 (F, H, W) of `video` (F, H, W, 3). AppError E_TASK_INPUT, E_NUMBER, and as read_video and masks."""
     outline = {name: outline_pixels(name, getattr(material, name)) for name in ("grow", "feather")}
     if material.box is None and not material.masks:
-        raise AppError("E_TASK_INPUT", given="inpaint", needs="a mask")
+        raise AppError("E_TASK_INPUT", given="inpaint", needs="a mask or a box")
     hole = np.maximum.reduce([moved(part, video, material.moving) for part in marked(material, video)])
     if outline["grow"]:
         hole = grow(hole, outline["grow"])

@@ -40,6 +40,8 @@ def status(job, steps):
         notices.append(f"Its process has not shown itself for {duration(job.seconds)}.")
     if last["skipped"]:
         notices.append(f"Skipped {last['skipped']} iterations whose loss was not a number.")
+    if job.state == "DONE" and last["iteration"] < last["iterations"]:
+        notices.append("Its minutes were over before its iterations; its student is what it had learned by then.")
     return plain(text, last["iteration"] / last["iterations"], notices)
 
 
