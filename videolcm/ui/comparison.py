@@ -19,7 +19,7 @@ from videolcm.ui.tab import MAX_PROMPT, MAX_STEPS, rolling
 from videolcm.ui.tabs import OWN, REQUIRED, TABS
 
 Textbox, Slider, Radio, Checkbox, CheckboxGroup = map(unchecked, (gr.Textbox, gr.Slider, gr.Radio, gr.Checkbox, gr.CheckboxGroup))
-SAMPLERS = (("Its own", OWN), ("LCM", "lcm"), ("TCD", "tcd"), ("DDIM", "ddim"))
+SAMPLERS = (("Own", OWN), ("LCM", "lcm"), ("TCD", "tcd"), ("DDIM", "ddim"))
 OWN_ROLES = ("student", "teacher")
 LEGEND = """The seconds are from prompt to mp4, a file for each clip; cells with one text encoder read the prompt once. *Distance*, *PSNR*
 and *motion kept* are beside the reference; without one, *motion* is in pixels per frame. *Flicker*: how many of 255 levels a pixel changes on its
@@ -57,9 +57,9 @@ def build_controls():
             go = gr.Button("Compare", variant="primary", size="md")
             stop = gr.Button("Stop all", size="md")
     with gr.Row(equal_height=True, elem_classes="ways"):
-        steps = CheckboxGroup(list(range(1, MAX_STEPS + 1)), value=[1, 2, 4, 8], label="Steps", scale=20, min_width=260)
-        samplers = CheckboxGroup(SAMPLERS, value=[OWN], label="Samplers", scale=11, min_width=180)
-        roles = CheckboxGroup(OWN_ROLES, value=["student"], label="Models", scale=9, min_width=180)
+        steps = CheckboxGroup(list(range(1, MAX_STEPS + 1)), value=[1, 2, 4, 8], label="Steps", scale=40, min_width=260)
+        samplers = CheckboxGroup(SAMPLERS, value=[OWN], label="Samplers", scale=28, min_width=180)
+        roles = CheckboxGroup(OWN_ROLES, value=["student"], label="Models", scale=18, min_width=180)
     with gr.Row(equal_height=True):
         info = "All cells are measured against it. It takes longer than all of them together."
         with gr.Column(scale=20, min_width=300):
