@@ -96,7 +96,7 @@ def one_clip(student, teacher, rounds=5):
     seconds, slow = found["lcm4"], found["ddim50"]["total"]
     return {
         "seconds_4_steps": {stage: round(value, 3) for stage, value in seconds.items()},
-        "share_decode_and_write": round((seconds["decode"] + seconds["write"]) / seconds["total"], 2),
+        "share_decode_and_write": share_after(seconds),
         "seconds_ddim_50": round(slow, 3),
         "speed_up_one_clip": round(slow / seconds["total"], 1),
         "video_seconds_per_second": round(2 / seconds["total"], 1),
@@ -151,6 +151,11 @@ def batch_seconds(model, steps, sampler, size=(256, 256), frames=16, count=8):
 TABLE_SIZES = ((256, 256), (256, 448))  # (height, width), as Table 1 of the paper has them
 
 
+def share_after(seconds):
+    """Of the seconds of stages, the share of what comes after denoising: decoding and writing."""
+    return round((seconds["decode"] + seconds["write"]) / seconds["total"], 2)
+
+
 def table_1(student, teacher, report, rounds=3):
     """Table 1 of the paper on this machine: a row for each size and sampler, medians over interleaved rounds.
 
@@ -170,7 +175,7 @@ def table_1(student, teacher, report, rounds=3):
             rows.append(
                 {"size": shape, "clips": name}
                 | {stage: round(value, 3) for stage, value in seconds.items() if stage != "conditions"}
-                | {"share_decode_and_write": round((seconds["decode"] + seconds["write"]) / seconds["total"], 2)}
+                | {"share_decode_and_write": share_after(seconds)}
                 | {"speed_up": round(slow / seconds["total"], 1), "video_seconds_per_second": round(16 / seconds["total"], 1)}
                 | {"share_of_peak": round(calls * operations(model, size) / seconds["denoise"] / peak / 1e9, 2)}
             )

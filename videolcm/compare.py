@@ -136,8 +136,13 @@ def requests_of(request, cells, reference=None):
     cells |= {} if reference is None else {reference: None}
     for cell in cells:
         one_of(cell.role, known_roles(), "E_CELL_ROLE")
-    own = {cell: {} if cell.sampler else {"sampler": SAMPLER_OF.get(cell.role), "gamma": None} for cell in cells}
-    return {cell: replace(request, **{"sampler": cell.sampler, "steps": cell.steps, **own[cell]}) for cell in cells}
+    return {cell: replace(request, **way_of(cell, request.gamma)) for cell in cells}
+
+
+def way_of(cell, gamma):
+    """What a Request is told of a cell; `gamma` is for samplers that were asked for by name."""
+    sampler, gamma = (cell.sampler, gamma) if cell.sampler else (SAMPLER_OF.get(cell.role), None)
+    return {"sampler": sampler, "steps": cell.steps, "gamma": gamma}
 
 
 def known_roles():

@@ -173,8 +173,7 @@ def make_compare_now(jobs, guard):
 
     def compare_now(id, prompt):
         def run():
-            job, here = jobs.get(id), students(jobs.folder)
-            name = name_of(job.id)
+            name, here = name_of(jobs.get(id).id), students(jobs.folder)
             if guard.off or name not in here:
                 raise AppError("E_NO_STUDENT", given=name)
             roles = gr.update(choices=["student", "teacher", *here], value=["student", name])

@@ -76,9 +76,12 @@ def guarded(run, cleared):
 
 def why(error):
     """What people are told of an exception: one line."""
-    if isinstance(error, gr.Error):
-        return error.message
-    return str(error if isinstance(error, AppError) else AppError("E_INTERNAL"))
+    return error.message if isinstance(error, gr.Error) else str(foreseen(error))
+
+
+def foreseen(error):
+    """The AppError of an exception: itself, or E_INTERNAL for whatever is none."""
+    return error if isinstance(error, AppError) else AppError("E_INTERNAL")
 
 
 @contextmanager
@@ -91,7 +94,7 @@ def refused():
     except Exception as error:
         if not isinstance(error, AppError):
             log.exception("a handler failed")
-        raise gr.Error(why(error), print_exception=False) from None
+        raise gr.Error(str(foreseen(error)), print_exception=False) from None
 
 
 def update(follows, status, preview=None):
