@@ -100,7 +100,7 @@ def distill_arguments(parser):
         "--clips",
         type=number,
         metavar="N",
-        help="clips of toybox to train on; with maps a quarter more, of other cameras (default: 600)",
+        help="clips of toybox to train on; with maps one in twelve more, of other cameras (default: 600)",
     )
     knob("--preview-every", type=number, metavar="SECONDS", help="write clips of 1, 2 and 4 steps into the folder so often")
     parser.add_argument("--save-every", type=number, default=240, metavar="SECONDS", help="between two checkpoints (default: 240)")
