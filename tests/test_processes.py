@@ -134,3 +134,26 @@ def test_processes_that_nobody_started(monkeypatch):
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     with pytest.raises(AppError, match="E_PROCESSES"), together():
         pass
+
+
+def test_no_thread_of_the_group_outlives_it():
+    """An import in the middle of the work, as torch.compile's in an optimiser, took the group as a default argument for ever: the process could abort at its end."""
+    script = """
+import os
+from videolcm import processes
+processes.share_of = lambda environ: processes.Share(0, 2)
+def threads():
+    return [open(f"/proc/self/task/{task}/comm").read() for task in os.listdir("/proc/self/task")]
+with processes.together():
+    import torch
+    import torch.distributed.nn
+    torch.distributed.all_reduce(torch.ones(3))
+    print(sum("gloo" in name for name in threads()))
+print(sum("gloo" in name for name in threads()))
+"""
+    if not Path("/proc/self/task").exists():
+        pytest.skip("threads are counted where /proc is")
+    env = {**os.environ, "RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=300, check=True)
+    during, after = (int(line) for line in done.stdout.split())
+    assert during > 0 and after == 0

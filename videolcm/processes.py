@@ -4,7 +4,9 @@ In: the environment that torchrun sets, tensors and yes or no. Out: the same on 
 function here does nothing. It knows nothing about networks' names, data or files.
 """
 
+import gc
 import os
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -61,12 +63,17 @@ def together():
     if "MASTER_ADDR" not in os.environ:
         raise AppError("E_PROCESSES")
     from torch import distributed
+    from torch.distributed.nn import functional  # noqa: F401  it keeps for good the group that is there when it is imported
 
     distributed.init_process_group(timeout=LONGEST)
     try:
         yield
     finally:
         distributed.destroy_process_group()
+        # gloo's threads need Python to let go of a last tensor, and abort the process if it has ended by then: they end here with the group, or,
+        # where torch's caches of a network in shares keep it, have time for that
+        gc.collect()
+        time.sleep(0.2)
 
 
 def joined():
