@@ -2,6 +2,7 @@
 
 import json
 
+import gradio as gr
 import httpx
 import pytest
 from conftest import FakeModel, wait_for
@@ -10,6 +11,9 @@ from videolcm.errors import AppError
 from videolcm.history import is_key
 from videolcm.jobs import Jobs
 from videolcm.ui import Engine, build_ui, gate, launch
+from videolcm.ui.comparison_handlers import make_compare
+from videolcm.ui.distil_handlers import Guard, make_action, make_start
+from videolcm.ui.handlers import make_handler
 
 SMALL = ["a red ball", 1, 0, "lcm", 8, "128x128", "student", "toybox"]
 
@@ -109,6 +113,21 @@ def test_without_room_it_is_not_ready(page, monkeypatch):
     page[1].model("student")
     monkeypatch.setattr(gate, "RESERVE", 1 << 60)
     assert httpx.get(page[0] + "/readyz").status_code == 503
+
+
+def test_without_room_nothing_begins(page, monkeypatch, tmp_path):
+    jobs = Jobs(tmp_path / "not" / "there" / "yet")
+    gate.require_room(jobs.folder)
+    monkeypatch.setattr(gate, "RESERVE", 1 << 60)
+    for begin in (
+        lambda: list(make_handler("text", page[1], tmp_path)("a red ball", visitor=None)),
+        lambda: list(make_compare(page[1], tmp_path)("a red ball")),
+        make_start(jobs, Guard(), {"toybox": "toybox"}),
+        lambda: make_action(jobs, Guard(), "resume")("x"),
+    ):
+        with pytest.raises(gr.Error, match=r"\[E_ROOM\] The disk has [\d,]+ MB left, .* Make room"):
+            begin()
+    assert not jobs.list()
 
 
 def test_a_browser_gets_a_key_once(page):

@@ -1,6 +1,8 @@
 """The clips that were made last: each under its key, within the quota, and on the page again after the tab was closed."""
 
+import os
 import shutil
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +14,7 @@ from media import corners
 
 from videolcm.errors import AppError
 from videolcm.history import History, Kept, is_key
+from videolcm.lease import Lease
 from videolcm.ui import Engine, build_ui, launch
 from videolcm.ui.comparison_handlers import NAMES, Stops, make_comparison
 from videolcm.ui.handlers import keeper, make_handler
@@ -141,6 +144,28 @@ def test_a_folder_that_cannot_be_written_to_is_replaced(tmp_path):
     (tmp_path / "file").touch()
     history = History(tmp_path / "file" / "clips")
     assert not history.lasting and keep(history) and "until the page ends" in make_handlers(history, tmp_path)[0](visitor())[1]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="folders have other rights here")
+def test_a_folder_without_the_right_to_write(monkeypatch):
+    with tempfile.TemporaryDirectory() as place:
+        os.chmod(place, 0o755)
+        own = os.geteuid()
+        locked, other = Path(place, "clips"), Path(place, "temporary")
+        locked.mkdir(mode=0o555)
+        other.mkdir()
+        other.chmod(0o777)
+        monkeypatch.setattr(tempfile, "tempdir", str(other))
+        if own == 0:
+            os.seteuid(65534)  # root may write everywhere
+        try:
+            history = History(locked)
+            assert not history.lasting and history.folder.parent == other
+            with pytest.raises(AppError, match="E_FOLDER"):
+                Lease(locked)
+        finally:
+            os.seteuid(own)
+        assert not any(locked.iterdir())
 
 
 def test_a_browser_that_comes_back_finds_its_clips(tmp_path, history):

@@ -93,7 +93,8 @@ def test_at_every_step_and_stage_the_clip_is_given_up_and_the_next_one_made(kind
             model = running["model"] = Short(fails)
             engine = Engine("fake", load=lambda ref, role, model=model: model)
             error = give_up(engine, request)
-            assert error.code == "E_MEMORY" and "8 frames of 128x128" in str(error), told[fails]
+            assert error.code == "E_MEMORY" and "8 frames of 128x128: 2.15 GB more were asked for, " in str(error), told[fails]
+            assert len(str(error)) < 200
             assert ("guidance 0" in error.hint) == (kind == "text")
             assert model.told == told[: fails + 1] and not any(tensor() is not None for tensor in model.watched), told[fails]
             assert not engine.device.locked()
@@ -115,7 +116,8 @@ def test_other_errors_stay_what_they_are():
     assert memory.ran_out(RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory: you tried ..."))
     with pytest.raises(RuntimeError) as error:
         torch.empty(2**60, dtype=torch.uint8)  # what a processor really says
-    assert memory.ran_out(error.value)
+    assert memory.ran_out(error.value) and memory.shortage(error.value, "cpu").startswith(": 1152921504.61 GB more were asked for, ")
+    assert memory.shortage(MemoryError(), "cpu") == ""
 
 
 def test_other_models_make_room():

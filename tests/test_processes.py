@@ -137,7 +137,7 @@ def test_processes_that_nobody_started(monkeypatch):
 
 
 def test_no_thread_of_the_group_outlives_it():
-    """An import in the middle of the work, as torch.compile's in an optimiser, took the group as a default argument for ever: the process could abort at its end."""
+    """An import in the middle of the work, as torch.compile's in an optimiser, took the group as a default argument for good."""
     script = """
 import os
 from videolcm import processes

@@ -13,7 +13,7 @@ from real import DATA, animatelcm
 from videolcm import __main__ as command_line
 from videolcm import models, sources
 from videolcm.errors import AppError
-from videolcm.sources import GB, HUB, SOURCES, is_here, licence_of, menu, missing, place_of, split, state_of
+from videolcm.sources import GB, HUB, SOURCES, is_here, licence_of, menu, missing, place_of, slow_here, split, state_of
 from videolcm.ui import Engine
 from videolcm.ui.engine import Loading
 from videolcm.ui.handlers import make_handler
@@ -52,6 +52,13 @@ def online(monkeypatch):
 
 def run(*arguments):
     return command_line.main(list(arguments))
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_without_a_gpu_people_are_told_before(monkeypatch, gpu):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
+    assert ("There is no GPU here: a clip takes minutes" in status(Loading("modelscope"))) != gpu
+    assert slow_here("toybox") is None and slow_here("elsewhere") is None and "no GPU" not in status(Loading("toybox"))
 
 
 def refused(code, call):

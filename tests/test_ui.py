@@ -1,5 +1,6 @@
 """The page without a browser: handlers as functions, the engine's lease, the API behind the page, and what a start brings in."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from gradio_client.exceptions import AppError as ClientError
 import app
 from videolcm import pipeline, world
 from videolcm.errors import AppError
-from videolcm.pipeline import Request, Result
+from videolcm.pipeline import Progress, Request, Result
 from videolcm.ui import Engine, build_ui, launch, messages, parts, tab, tabs
 from videolcm.ui.engine import Loading, Waiting
 from videolcm.ui.handlers import make_handler
@@ -125,6 +126,18 @@ def test_stopping_frees_the_device_and_the_folder(tmp_path):
 
 def test_what_people_write_is_escaped():
     assert "<script>" not in messages.plain("<script>", notices=("<script>",))
+
+
+@pytest.mark.parametrize("left, told", [(0, "Step 1 of 4<"), (2.9, "Step 1 of 4<"), (40, "4, about 40 s left<"), (400, "4, about 7 minutes left<")])
+def test_long_work_says_how_long_it_will_take(left, told):
+    assert told in messages.status(Progress("denoise", 1, 4, left=left))
+
+
+def test_the_steps_to_come_are_taken_to_last_as_long(monkeypatch):
+    seconds = itertools.count()
+    monkeypatch.setattr("videolcm.stopwatch.time.perf_counter", lambda: next(seconds))  # every stage and every step takes one
+    events = [event for event in engine_of().run(Request(PROMPT, steps=4), "student") if isinstance(event, Progress)]
+    assert [event.left for event in events if event.stage == "denoise"] == [3, 2, 1, 0]
 
 
 def test_the_previews_frames_pass_by():

@@ -1,21 +1,33 @@
 """What a device's memory has room for, and what happens where it has not.
 
-In: a device, or an error. Out: free bytes; whether an error says that memory ran out; work in smaller parts. Freeing needs that nobody holds the
-error, whose frames hold the tensors: callers raise their AppError after the `except`, not in it. It knows nothing about models or clips.
+In: a device, or an error. Out: free bytes; whether an error says that memory ran out, and for what; work in smaller parts. Freeing needs that
+nobody holds the error, whose frames hold the tensors: callers raise their AppError after the `except`, not in it. It knows nothing about models
+or clips.
 """
 
 import gc
 import os
+import re
 
 import torch
 
 SHORT = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")  # of a processor on two systems, CUDA, cuBLAS and cuDNN
+TRIED = re.compile(r"tried to allocate ([0-9.]+) ?(bytes|[KMGT]iB)", re.IGNORECASE)
+UNITS = {"bytes": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
 
 
 def ran_out(error):
     """Whether this error says that there was not enough memory, on a GPU or a processor."""
     said = isinstance(error, RuntimeError) and any(words in str(error) for words in SHORT)
     return said or isinstance(error, (torch.OutOfMemoryError, MemoryError))
+
+
+def shortage(error, device):
+    """What more was asked for when memory ran out and what is free, as the end of a sentence; "" where the error does not say."""
+    found, room = TRIED.search(str(error)), available(device)
+    if not found or room is None:
+        return ""
+    return f": {float(found[1]) * UNITS[found[2].lower()] / 1e9:.2f} GB more were asked for, {room / 1e9:.2f} GB are free"
 
 
 def free():

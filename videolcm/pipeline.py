@@ -103,12 +103,14 @@ class Request:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a clip is: step i of n of a stage ("text", "conditions", "denoise", "decode"); preview is uint8 (F, h, w, 3), small, or None."""
+    """How far a clip is: step i of n of a stage ("text", "conditions", "denoise", "decode"); preview is uint8 (F, h, w, 3), small, or None.
+    `left`: seconds that the stage's other steps will take if they go on as those before; 0 where nobody knows."""
 
     stage: str
     i: int
     n: int
     preview: np.ndarray | None = None
+    left: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -151,9 +153,10 @@ def generate(model, request, prepare=None):
     except Exception as error:
         if not memory.ran_out(error):
             raise
+        shortage = memory.shortage(error, model.device)
     memory.free()
     more = ", or guidance 0" if request.guidance else ""
-    raise AppError("E_MEMORY", frames=request.frames, size=f"{request.width}x{request.height}", more=more)
+    raise AppError("E_MEMORY", frames=request.frames, size=f"{request.width}x{request.height}", shortage=shortage, more=more)
 
 
 def made(model, request, prepare):
@@ -181,7 +184,7 @@ def made(model, request, prepare):
     looked_at = ((step, look(model, step.x0, request.frames)) for step in denoising(model, request, denoise_guided, cond))
     for step, preview in watch.each("denoise", looked_at):
         latents = step.x0
-        yield Progress("denoise", step.i, step.n, preview)
+        yield Progress("denoise", step.i, step.n, preview, watch.seconds["denoise"] / step.i * (step.n - step.i))
     yield Progress("decode", 0, 1)
     with watch("decode"):
         frames = decode(model, latents, request.frames)

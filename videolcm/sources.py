@@ -247,6 +247,15 @@ def licence_of(ref):
     return None
 
 
+def slow_here(ref):
+    """What has to be known of the time that a clip takes before one of these models is loaded without a GPU, as a sentence; None for others."""
+    if source_of(ref) in (None, "toybox"):
+        return None
+    import torch
+
+    return None if torch.cuda.is_available() else "There is no GPU here: a clip takes minutes; after the first step you see how many."
+
+
 def source_of(ref):
     """The name in SOURCES of what a ref means: that name itself, its folder, or a repository of the hub that it is made of."""
     which, _ = split(ref)

@@ -16,6 +16,7 @@ from videolcm.jobs import ALLOWED, Knobs, preset_of
 from videolcm.own_files import captioned, suggest
 from videolcm.students import name_of, students
 from videolcm.ui import distil_messages as say
+from videolcm.ui.gate import require_room
 from videolcm.ui.handlers import typed
 from videolcm.ui.space import on_zero_gpu
 from videolcm.ui.tabs import OWN, TABS
@@ -119,6 +120,7 @@ def make_start(jobs, guard, teachers):
 
         def run():
             guard.admit(password)
+            require_room(jobs.folder)
             if not isinstance(teacher, str) or teacher not in teachers:
                 raise AppError("E_MODEL", given=teacher, known=", ".join(teachers))
             learned = ",".join(conditions) if isinstance(conditions, (list, tuple)) else conditions
@@ -159,6 +161,8 @@ def make_action(jobs, guard, action):
     def act(id, password=""):
         def run():
             guard.admit(password)
+            if action == "resume":
+                require_room(jobs.folder)
             getattr(jobs, action)(id)
 
         return refusing(run)

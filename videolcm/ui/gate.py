@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 from http.cookies import CookieError, SimpleCookie
+from pathlib import Path
 from uuid import uuid4
 
 import gradio as gr
@@ -25,7 +26,7 @@ from videolcm.history import is_key
 
 MAX_BODY = 4 << 20  # bytes of a request; a painted mask takes a tenth of them
 MAX_UPLOAD = 1 << 30  # bytes of files that are uploaded together; 64 MB each is launch()'s to say
-RESERVE = 200 << 20  # bytes of disk below which nothing is ready
+RESERVE = 200 << 20  # bytes of disk below which nothing is ready and no work begins
 CALL = re.compile("/gradio_api/call/(?:v2/)?([^/]+)/?")
 COOKIE = "videolcm"
 JOIN = re.compile("/gradio_api/(queue/join|call/.*)")
@@ -202,7 +203,20 @@ def named(page):
     return [fn.api_name for fn in page.fns.values() if isinstance(fn.api_name, str) and fn.api_visibility == "public"]
 
 
-# ---- health
+# ---- room on disk, health
+
+
+def free_bytes(folder):
+    """Of the disk of a folder, which need not be there yet."""
+    folder = Path(folder).absolute()
+    return shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
+
+
+def require_room(folder):
+    """AppError E_ROOM where the disk of `folder` has less than RESERVE: what is begun could not be written."""
+    free = free_bytes(folder)
+    if free <= RESERVE:
+        raise AppError("E_ROOM", given=free >> 20, limit=RESERVE >> 20)
 
 
 def health(page, engine, folder, jobs=None):
@@ -220,7 +234,7 @@ def health(page, engine, folder, jobs=None):
 
 def state_of(page, engine, folder, jobs):
     """{ready, model: loaded ones, disk: megabytes free, queue: clips waiting, lease: free or taken, job: state of the newest fine-tune or None}."""
-    free = shutil.disk_usage(folder).free
+    free = free_bytes(folder)
     newest = next(iter(jobs.list()), None) if jobs else None
     return {
         "ready": bool(engine.models) and free > RESERVE,

@@ -18,7 +18,7 @@ from videolcm.errors import AppError
 from videolcm.sources import SOURCES, require_here
 from videolcm.students import students
 from videolcm.ui import messages
-from videolcm.ui.gate import key_of
+from videolcm.ui.gate import key_of, require_room
 from videolcm.ui.tabs import TABS, description, parameters_of, returns_of, signature
 
 log = logging.getLogger(__name__)
@@ -123,10 +123,11 @@ def clip_updates(tab, engine, folder, values, keep=lambda result: ()):
 
 
 def request_of(task, folder, values):
-    """(Request, notices) of what a tab's components hold. AppError as uploads.request_with."""
+    """(Request, notices) of what a tab's components hold. AppError E_ROOM, and as uploads.request_with."""
     from videolcm.pipeline import size_of
     from videolcm.uploads import request_with
 
+    require_room(folder)
     width, height = size_of(values["size"])
     asked = {name: values[name] for name in AS_ASKED if name in values}
     asked["sampler"] = values.get("sampler") or None

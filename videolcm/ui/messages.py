@@ -9,7 +9,7 @@ import io
 
 from PIL import Image
 
-from videolcm.sources import licence_of
+from videolcm.sources import licence_of, slow_here
 from videolcm.ui.engine import Loading, Waiting
 
 SENTENCES = {
@@ -18,6 +18,8 @@ SENTENCES = {
     "denoise": "Step {i} of {n}",
     "decode": "Decoding the frames",
 }
+
+SOON = 3  # seconds that nobody need be told of
 
 
 def plain(text, done=None, notices=()):
@@ -30,7 +32,7 @@ def plain(text, done=None, notices=()):
 def status(event):
     """An event of Engine.run but the Result as a status line."""
     if isinstance(event, Loading):
-        return plain(f"Loading the model {event.ref} ...", 0, notices=filter(None, [licence_of(event.ref)]))
+        return plain(f"Loading the model {event.ref} ...", 0, notices=filter(None, [licence_of(event.ref), slow_here(event.ref)]))
     if isinstance(event, Waiting):
         return plain(f"Waiting for another clip: {event.seconds:.0f} s", 0)
     return plain(stage(event), part_done(event))
@@ -40,7 +42,12 @@ def stage(progress):
     """What a Progress is at, in words."""
     if (progress.stage, progress.n) == ("conditions", 1):
         return "Looking at the video"
-    return SENTENCES[progress.stage].format(i=progress.i, n=progress.n)
+    left = f", about {told_seconds(progress.left)} left" if progress.left >= SOON else ""
+    return SENTENCES[progress.stage].format(i=progress.i, n=progress.n) + left
+
+
+def told_seconds(seconds):
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} minutes"
 
 
 def part_done(event):
