@@ -15,7 +15,7 @@ from gradio_client.exceptions import AppError as ClientError
 from test_browser import PATIENCE, browser  # noqa: F401  the fixture
 
 from videolcm.errors import AppError
-from videolcm.jobs import Job, Jobs
+from videolcm.jobs import Job, Jobs, note
 from videolcm.ui import Engine, build_ui, launch
 from videolcm.ui import distil_messages as say
 from videolcm.ui.distil_handlers import BUTTONS, PROMPT, Guard, guard_of, make_action, make_compare_now, make_refresh, make_start
@@ -25,6 +25,8 @@ STEP = {"iteration": 1, "iterations": 4, "loss": 0.5, "lr": 1e-5, "samples_per_s
 
 class Listed:
     """Stands for Jobs, and notes what it is told."""
+
+    folder = Path("nowhere")
 
     def __init__(self):
         self.told = []
@@ -296,8 +298,28 @@ def test_a_fine_tune_in_a_browser_survives_a_reload_and_becomes_a_model(browser,
     page.get_by_role("button", name="Compare now").click()
     page.locator("#compare").get_by_label(name).wait_for()
     assert page.locator("#compare").get_by_label(name).is_checked() and page.locator("#compare").get_by_label("Prompt").input_value() == PROMPT
-    assert not failed
+    page.get_by_role("tab", name="Distil").click()
+    for sure in (False, True):
+        page.once("dialog", lambda dialog, sure=sure: dialog.accept() if sure else dialog.dismiss())
+        page.get_by_role("button", name="Delete").filter(visible=True).click()
+        if not sure:
+            page.wait_for_timeout(500)
+            assert len(site[1].list()) == 1
+    page.get_by_text("No fine-tune chosen.").wait_for()
+    assert site[1].list() == [] and not failed
     page.close()
+
+
+def test_what_a_job_was_told_is_said_until_it_is_done(tmp_path):
+    folder = tmp_path / ("e" * 32)
+    folder.mkdir()
+    (folder / "job.json").write_text(json.dumps({"created": 0.0, "arguments": []}))
+    jobs = Jobs(tmp_path)
+    for state, told in (("QUEUED", True), ("PAUSED", False)):
+        note(folder, state)
+        (folder / "wish").write_text("pause")
+        assert ("It pauses after what it is at" in say.status(jobs.get(folder.name), [STEP])) == told
+        assert ("It pauses after what it is at" in say.status(jobs.get(folder.name), [])) == told
 
 
 def test_the_tab_that_is_off_says_why():

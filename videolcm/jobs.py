@@ -104,7 +104,7 @@ def conditions_of(text):
 
 @dataclass(frozen=True)
 class Job:
-    """What a job's folder says now. `seconds` is how long ago its process last showed itself."""
+    """What a job's folder says now. `seconds` is how long ago its process last showed itself, `wish` what it was told and has not done yet."""
 
     id: str
     folder: Path
@@ -113,6 +113,7 @@ class Job:
     created: float
     arguments: tuple[str, ...]
     seconds: float = math.inf
+    wish: str | None = None
 
     def steps(self):
         """The lines of log.jsonl as dicts: a training.TrainStep each, whose loss is None where it was not a number."""
@@ -149,7 +150,8 @@ class Jobs:
                 last = {"state": "FAILED", "message": str(AppError("E_JOB_LOST"))}
         beat = folder / "heartbeat"
         seconds = time.time() - beat.stat().st_mtime if beat.exists() else math.inf
-        return Job(folder.name, folder, last["state"], last["message"], made["created"], tuple(made["arguments"]), seconds)
+        wish = wish_in(folder) if last["state"] in GOING else None
+        return Job(folder.name, folder, last["state"], last["message"], made["created"], tuple(made["arguments"]), seconds, wish)
 
     def is_alive(self, folder, last):
         """Whether the job's process is there: this object's child, or whoever holds its lock; or so new that it cannot have taken it yet."""
@@ -266,6 +268,12 @@ def has_checkpoint(folder):
     return any(folder.glob("step-*.json"))
 
 
+def wish_in(folder):
+    with suppress(OSError):
+        return (folder / "wish").read_text(encoding="utf-8")
+    return None
+
+
 def note(folder, state, message=""):
     """A line in a job's journal. AppError E_DISK."""
     line, path = json.dumps({"time": time.time(), "state": state, "message": message}) + "\n", folder / "journal.jsonl"
@@ -315,11 +323,7 @@ class Worker:
     @property
     def wish(self):
         """ "pause", "cancel", "orphan" (the parent is gone), or None: go on."""
-        if self.orphaned:
-            return "orphan"
-        with suppress(OSError):
-            return (self.folder / "wish").read_text(encoding="utf-8")
-        return None
+        return "orphan" if self.orphaned else wish_in(self.folder)
 
     def heed(self):
         """Raises Stopped if there is a wish: for moments with nothing to save."""

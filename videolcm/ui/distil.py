@@ -16,6 +16,7 @@ Textbox, Number, Radio, Dropdown = map(unchecked, (gr.Textbox, gr.Number, gr.Rad
 Checkbox, CheckboxGroup, Files = unchecked(gr.Checkbox), unchecked(gr.CheckboxGroup), unchecked(gr.File, paths_of)
 QUIET = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
 SECONDS = 2  # between two looks at the jobs
+SURE = "(id, password) => [confirm('Delete this fine-tune, its checkpoints and its student?') ? id : null, password]"
 OWN, OWN_OF_TEACHER = "No preset", "the teacher's own"
 STYLE = """
 .strip { display: flex; flex-wrap: wrap; gap: .5rem; }
@@ -110,6 +111,7 @@ def wire(jobs, guard, teachers, asked, outputs, buttons):
     begun = start.click(make_start(jobs, guard, teachers), knobs, made, api_name="distill", concurrency_id="jobs", show_progress="hidden")
     begun.success(lambda job: gr.update(choices=[job["id"]], value=job["id"]), made, chosen, **QUIET).then(**look)
     for action in ALLOWED:
-        buttons[action].click(make_action(jobs, guard, action), [chosen, password], None, **QUIET).then(**look)
+        sure = SURE if action == "delete" else None
+        buttons[action].click(make_action(jobs, guard, action), [chosen, password], None, js=sure, **QUIET).then(**look)
     chosen.input(**look)
     gr.Timer(SECONDS).tick(**look)

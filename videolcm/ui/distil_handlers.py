@@ -156,14 +156,15 @@ def told(job):
 
 
 def make_action(jobs, guard, action):
-    """The handler of Pause, Resume, Cancel or Delete."""
+    """The handler of Pause, Resume, Cancel or Delete; without an id, as when somebody thinks better of it, nothing happens."""
 
     def act(id, password=""):
         def run():
             guard.admit(password)
             if action == "resume":
                 require_room(jobs.folder)
-            getattr(jobs, action)(id)
+            if id is not None:
+                getattr(jobs, action)(id)
 
         return refusing(run)
 

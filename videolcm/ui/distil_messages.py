@@ -24,8 +24,11 @@ def label(job):
 
 def status(job, steps):
     """Where a job stands: iteration, loss, rate, speed, time left, and what it says."""
+    notices = [job.message] if job.message else []
+    if job.wish in WISHED:
+        notices.append(WISHED[job.wish])
     if not steps:
-        return plain(f"{job.state}: {WAITING.get(job.state, 'nothing was trained')}.", notices=[job.message] if job.message else ())
+        return plain(f"{job.state}: {WAITING.get(job.state, 'nothing was trained')}.", notices=notices)
     last = steps[-1]
     left = seconds_left(job, steps)
     loss = "not a number" if last["loss"] is None else f"{last['loss']:.4f}"
@@ -35,7 +38,6 @@ def status(job, steps):
     )
     if job.state == "RUNNING":
         text += f" · about {duration(left)} left"
-    notices = [job.message] if job.message else []
     if job.state == "RUNNING" and SILENCE < job.seconds < math.inf:
         notices.append(f"Its process has not shown itself for {duration(job.seconds)}.")
     if last["skipped"]:
@@ -46,6 +48,10 @@ def status(job, steps):
 
 
 WAITING = {"QUEUED": "waiting for its turn", "RUNNING": "reading the teacher and the clips; the first time clips are rendered, which takes minutes"}
+WISHED = {
+    "pause": "It pauses after what it is at: an iteration, or previews.",
+    "cancel": "It ends after what it is at: an iteration, or previews. What it has learned becomes a student.",
+}
 
 
 def seconds_left(job, steps):
