@@ -19,7 +19,7 @@ from videolcm.sources import SOURCES, require_here
 from videolcm.students import students
 from videolcm.ui import messages
 from videolcm.ui.gate import key_of, require_room
-from videolcm.ui.tabs import TABS, description, parameters_of, returns_of, signature
+from videolcm.ui.tabs import OWN, TABS, description, parameters_of, returns_of, signature
 
 log = logging.getLogger(__name__)
 AS_ASKED = ("prompt", "seed", "sampler", "frames", "strength", "gamma", "guidance")  # what a Request takes as the page has it
@@ -130,7 +130,7 @@ def request_of(task, folder, values):
     require_room(folder)
     width, height = size_of(values["size"])
     asked = {name: values[name] for name in AS_ASKED if name in values}
-    asked["sampler"] = values.get("sampler") or None
+    asked["sampler"] = None if values.get("sampler", OWN) == OWN else values["sampler"]
     asked["steps"] = None if values.get("sampler", "ddim") == "ddim" else values["steps"]
     asked["also"] = (TABS[task].other,) if values.get("also") else ()
     with material_of(values, folder, (height, width)) as material:

@@ -12,11 +12,11 @@ from videolcm.ui import messages
 from videolcm.ui.handlers import extractor_menu, make_handler
 from videolcm.ui.hole import build_hole, wire_hole
 from videolcm.ui.parts import clip_player, control, given, unchecked, video_upload
-from videolcm.ui.tabs import example_rows
+from videolcm.ui.tabs import OWN, example_rows
 
 MAX_STEPS, MAX_PROMPT = 8, 512  # as in pipeline.py, which this page is up before
-SAMPLERS = (("The model's own: 1 to 8 steps", ""), ("DDIM: 50 steps, slow, the reference", "ddim"))
-ROLE_OF = {"": "student", "ddim": "teacher"}
+SAMPLERS = (("The model's own: 1 to 8 steps", OWN), ("DDIM: 50 steps, slow, the reference", "ddim"))
+ROLE_OF = {OWN: "student", "ddim": "teacher"}
 STEPS_INFO = "One is fastest. More are not always better: the tab Compare shows it for your prompt."
 ROLL = """(randomise, seed) => {
     document.querySelectorAll(".toast-close").forEach(button => button.click());
@@ -76,7 +76,7 @@ def build_advanced(tab):
         with gr.Row():
             controls |= {name: control(name) for name in ("start", "span")}
         controls["fit"] = control("fit")
-    controls["sampler"] = unchecked(gr.Radio)(SAMPLERS, value="", label="Sampler")
+    controls["sampler"] = unchecked(gr.Radio)(SAMPLERS, value=OWN, label="Sampler")
     info = "The student learned the teacher's result in few steps."
     controls["role"] = unchecked(gr.Radio)(("student", "teacher"), value="student", label="Model", info=info)
     info = "Students that were distilled here join the list; what is not here can be downloaded in the tab Models."

@@ -12,6 +12,7 @@ from gradio.media import MEDIA_ROOT
 EXAMPLES = Path(__file__).resolve().parents[2] / "assets" / "examples"  # made by videolcm/gallery.py
 EARTH = MEDIA_ROOT / "videos" / "b.mp4"  # a real video that gradio brings along: the earth turns at night
 REQUIRED = inspect.Parameter.empty
+OWN = "own"  # the sampler that a model is made for
 PARAMETERS = {  # name: (default, what it is)
     "prompt": (REQUIRED, "what to see, 1 to 512 characters."),
     "video": (REQUIRED, "the file to follow: MP4, MOV, WebM, MKV, AVI, GIF, or a picture; at most 64 MB."),
@@ -28,14 +29,13 @@ PARAMETERS = {  # name: (default, what it is)
     "start": (0.0, "the second of the video that comes first."),
     "span": (0.0, "how many seconds of the video become the clip, 0.5 to 30, which is then faster or slower; 0 for as many as the clip has."),
     "fit": ("crop", "crop or pad a video of another shape."),
-    "sampler": ("", "lcm or tcd (few steps), ddim (the slow reference); empty for the few-step one that the model is made for."),
+    "sampler": (OWN, f"{OWN}, the few-step one that the model is made for, or lcm, tcd, or ddim, the slow reference."),
     "frames": (16, "a whole number from 8 to 32; 16 is two seconds."),
     "size": ("256x256", "width x height, multiples of 32 from 128 to 512, like 256x256."),
     "role": ("student", "student or teacher, the model to use."),
     "model": ("toybox", "toybox, the name of another model that is here, or of a student that was distilled here, like student-1a2b3c4d."),
     "painting": (None, "what is replaced as the page's brush painted it; elsewhere give a mask."),
 }
-OWN = "own"  # the sampler that each compared model is made for
 CLIP = ("sampler", "frames", "size", "role", "model")
 MAP = ("prompt", "video", "steps", "seed", "extractor", "strength", "also", "start", "span", "fit", *CLIP)
 HOLE = ("prompt", "video", "mask", "steps", "seed", "box", "moving", "grow", "feather", "start", "span", "fit", *CLIP, "painting")
