@@ -38,7 +38,7 @@ def request_arguments(parser, steps=ONE_COUNT, sampler="lcm, tcd or ddim (defaul
     parser.add_argument("--seed", type=number, default=0, metavar="N", help="0 to 2147483647 (default: 0)")
     parser.add_argument("--sampler", metavar="NAME", help=sampler)
     parser.add_argument("--guidance", type=number, metavar="W", help="w of the paper's Eq. 5, 0 to 30 (default: the model's own)")
-    parser.add_argument("--gamma", type=number, metavar="G", help="randomness of tcd, 0 to 1 (default: 0.3)")
+    parser.add_argument("--gamma", type=number, metavar="G", help="randomness of tcd, 0 to 1 (default: the model's own: 0.3, of a two-time map 0)")
     parser.add_argument("--frames", type=number, default=16, metavar="N", help="8 to 32 (default: 16)")
     parser.add_argument("--size", default="256x256", metavar="WxH", help="multiples of 32 from 128 to 512 (default: 256x256)")
     guide_arguments(parser)

@@ -18,7 +18,7 @@ CATALOGUE = {  # code: (what is wrong, what to do)
     "E_SAMPLER": ("There is no sampler called {given}.", "Choose one of: {known}."),
     "E_GUIDANCE": ("Guidance must be a number from 0 to 30, not {given}.", "Leave it out to use the model's own."),
     "E_W_RANGE": ("Guidance must be {low} to {high}, not {given}.", "Leave it out."),
-    "E_GAMMA": ("Gamma must be a number from 0 to 1, not {given}.", "Leave it out for 0.3; 0 is deterministic."),
+    "E_GAMMA": ("Gamma must be a number from 0 to 1, not {given}.", "Leave it out for the model's own; 0 is deterministic."),
     "E_CELLS": ("A comparison has 1 to {limit} different cells, not {given}.", "Choose fewer numbers of steps or samplers, but one at least."),
     "E_TASK": ("There is no task called {given}.", "Choose one of: {known}."),
     "E_TASK_INPUT": ("The task {given} needs {needs}.", "Give it, or choose the task text."),
