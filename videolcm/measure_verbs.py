@@ -24,7 +24,7 @@ def evaluate_arguments(parser):
     parser.add_argument("--teacher-steps", default="50,8,4", metavar="LIST", help="the teacher's DDIM steps, the reference first (default: 50,8,4)")
     parser.add_argument("--guidance", type=number, metavar="W", help="the teacher's w (default: its own)")
     parser.add_argument("--sampler", metavar="NAME", help="of the students, for text: lcm or tcd (default: lcm; tcd, gamma 0 for a two-time map)")
-    parser.add_argument("--gamma", type=number, metavar="G", help="randomness of --sampler tcd, 0 to 1 (default: the model's own: 0.3, of a two-time map 0)")
+    parser.add_argument("--gamma", type=number, metavar="G", help="randomness of tcd, 0 to 1 (default: the model's own: 0.3, of a two-time map 0)")
     parser.add_argument("--student-guidance", type=number, metavar="W", help="w of a student that takes it as an input (default: its own)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="also write a plot of text match against steps, an SVG")
 
