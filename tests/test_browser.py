@@ -148,6 +148,7 @@ def test_enter_and_a_double_click_make_one_clip_each(page, site):
     wait_for(lambda: len(prompts) > before + 1 and not site[1].device.locked())
     time.sleep(1.5)
     assert len(prompts) == before + 2
+    page.get_by_text(f"seed {page.get_by_label('Seed').first.input_value()}").wait_for()
 
 
 def test_stop_stops_and_the_page_goes_on(page, site):
@@ -157,7 +158,7 @@ def test_stop_stops_and_the_page_goes_on(page, site):
         generate(page, "a red ball")
         page.locator("img[alt^=Preview]").wait_for()
         page.get_by_role("button", name="Stop").click()
-        page.get_by_text("Stopped.").wait_for()
+        page.get_by_text("Stopped. It was at: Step").wait_for()
         wait_for(lambda: not site[1].device.locked())
         assert len(model.calls) < 4
     finally:
@@ -165,6 +166,9 @@ def test_stop_stops_and_the_page_goes_on(page, site):
     assert page.locator("img[alt^=Preview]").count() == 0
     generate(page, "a red ball")
     finished(page)
+    page.get_by_role("button", name="Stop").click()
+    page.wait_for_timeout(500)
+    page.get_by_text("Done in").wait_for()
 
 
 def test_an_example_runs_in_one_click(page, site):

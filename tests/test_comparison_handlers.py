@@ -205,6 +205,18 @@ def test_stop_all_ends_at_the_next_step_and_leaves_what_is_done():
     assert stops.stop_all() == gr.skip()  # nothing runs any more
 
 
+def test_compare_pressed_once_more_undoes_no_stop():
+    engine, stops = engine_of(), Stops()
+    stops.begin()
+    for update in asked(engine, stops):
+        if "board" in update:
+            shown = update
+            if states(update)[0] == "done" and not stops.everything:
+                stops.stop_all()
+                stops.begin()  # of which nothing comes while this one runs
+    assert states(shown) == ["done", "stopped", "stopped"] and not stops.everything and not stops.busy
+
+
 def test_stop_all_ends_the_waiting_for_the_device():
     engine, stops = engine_of(), Stops()
     engine.device.acquire()

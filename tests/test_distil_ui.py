@@ -83,6 +83,7 @@ BAD = [
     ("E_NUMBER", {"images": 1.5}),
     ("E_CONDITIONS", {"conditions": []}),
     ("E_CONDITIONS", {"conditions": ["--out"]}),
+    ("E_CONDITIONS", {"conditions": [4, None]}),
 ]
 
 

@@ -125,12 +125,14 @@ def test_bytes_are_told_in_units_that_suit(count, said):
 def test_it_asks_first_and_shows_how_far_it_is(hub, monkeypatch):
     monkeypatch.setattr(weights, "fetching", lambda ref, places: fetching(ref, places, pace=0.05))
     with pytest.raises(gr.Error, match="E_DECLINED"):
-        list(download(None))
+        list(download(None, "modelscope"))
     (asking, off, nothing), (said, button, ref) = look_up("modelscope")
     assert "Asking the hub" in asking and not off["interactive"] and nothing is None
     assert "would be downloaded" in said and "CC-BY-NC-4.0" in said and "ali-vilab/text-to-video-ms-1.7b" in said
     assert button["interactive"] and re.match(r"Download \d+\.\d kB$", button["value"]) and not is_here("modelscope")
-    *told, last = download(ref)
+    with pytest.raises(gr.Error, match="E_DECLINED"):
+        list(download(ref, "animatelcm"))  # chosen since
+    *told, last = download(ref, "modelscope")
     assert told and all("<progress" in one for one in told) and "is here" in last and is_here("modelscope")
     *_, (said, button, ref) = look_up("modelscope")
     assert "is here" in said and ref is None and not button["interactive"]

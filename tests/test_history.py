@@ -136,14 +136,21 @@ def test_each_clip_of_a_comparison_is_kept_when_it_is_there(tmp_path, history):
 
 def test_a_full_disk_loses_no_clip(history, monkeypatch):
     shutil.rmtree(history.folder)
+    history.folder.touch()
     result = SimpleNamespace(frames=corners(8, 32, 32), settings={"fps": 8}, seconds={})
-    assert "no room" in keeper(history, KEY)(result)[0]
+    assert "cannot be written to" in keeper(history, KEY)(result)[0]
 
 
 def test_a_folder_that_cannot_be_written_to_is_replaced(tmp_path):
     (tmp_path / "file").touch()
     history = History(tmp_path / "file" / "clips")
     assert not history.lasting and keep(history) and "until the page ends" in make_handlers(history, tmp_path)[0](visitor())[1]
+
+
+def test_a_folder_that_was_removed_is_made_again(history):
+    keep(history)
+    shutil.rmtree(history.folder)
+    assert keep(history) and len(history.list(KEY)) == 1
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="folders have other rights here")

@@ -18,7 +18,7 @@ from media import corners, make
 from videolcm import models
 from videolcm.checkpoint import load_checkpoint
 from videolcm.errors import AppError
-from videolcm.jobs import GRACE_SECONDS, PRESETS, Jobs, Knobs, Worker, conditions_of, note, read_lines
+from videolcm.jobs import GRACE_SECONDS, PRESETS, Jobs, Knobs, Worker, conditions_of, note, read_lines, work
 from videolcm.lease import Lease
 from videolcm.models.toybox import Toybox
 from videolcm.pipeline import Request, Result
@@ -168,6 +168,39 @@ def test_a_job_that_is_being_deleted_hides_no_other(tmp_path, monkeypatch):
     (tmp_path / ("0" * 32) / "job.json").unlink()  # after it was listed
     monkeypatch.setattr("videolcm.jobs.job_folders", lambda folder: listed)
     assert [job.id for job in Jobs(tmp_path).list()] == ["1" * 32]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"created": null, "arguments": 3}'])
+def test_a_job_that_was_damaged_hides_no_other(tmp_path, text):
+    jobs = Jobs(tmp_path)
+    for id in ("a" * 32, "b" * 32):
+        (tmp_path / id).mkdir()
+        (tmp_path / id / "job.json").write_text('{"created": 1, "arguments": []}')
+        note(tmp_path / id, "DONE")
+    (tmp_path / ("a" * 32) / "job.json").write_text(text)
+    assert [job.id for job in jobs.list()] == ["b" * 32]
+    refused("E_JOB", jobs.get, "a" * 32)
+
+
+def test_a_job_that_cannot_be_written_down_leaves_nothing(tmp_path, made, monkeypatch):
+    def full(path, value):
+        raise AppError("E_DISK", given=path.name)
+
+    (tmp_path / "clip.mp4").write_bytes(made)
+    monkeypatch.setattr("videolcm.checkpoint.write_json", full)
+    refused("E_DISK", Jobs(tmp_path / "jobs").start, Knobs(), "toybox", [(tmp_path / "clip.mp4", "a ball")])
+    assert not list((tmp_path / "jobs").iterdir())
+
+
+def test_room_is_kept_for_the_last_words(tmp_path):
+    def run(worker):
+        assert (worker.folder / "reserve").stat().st_size >= 4096
+        raise AppError("E_DISK", given="x")
+
+    folder = tmp_path / ("c" * 32)
+    folder.mkdir()
+    refused("E_DISK", work, folder, run, False)
+    assert not (folder / "reserve").exists() and read_lines(folder / "journal.jsonl")[-1]["state"] == "FAILED"
 
 
 def test_a_journal_with_half_a_line(tmp_path):

@@ -149,6 +149,23 @@ def test_the_previews_frames_pass_by():
 # ---- the engine
 
 
+def test_a_model_that_failed_to_load_again_is_not_served_as_it_was(monkeypatch):
+    answers = [FakeModel(), AppError("E_CHECKPOINT", given="student"), FakeModel()]
+
+    def load(ref, role):
+        answer = answers.pop(0)
+        if isinstance(answer, AppError):
+            raise answer
+        return answer
+
+    engine, written = Engine(load=load), iter([1, 2, 2])
+    monkeypatch.setattr("videolcm.ui.engine.stamp", lambda ref: next(written))
+    first = engine.model("student", "student-1")
+    with pytest.raises(AppError, match="E_CHECKPOINT"):
+        engine.model("student", "student-1")
+    assert engine.model("student", "student-1") is not first and not answers
+
+
 def test_models_are_loaded_once_and_shared():
     loaded = []
 

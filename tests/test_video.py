@@ -8,6 +8,7 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
+from test_footage_hostile import bombs
 
 from videolcm.errors import AppError
 from videolcm.video import read_settings, require_writable, sha256_of, write_mp4
@@ -156,3 +157,13 @@ def test_writable_leaves_nothing(tmp_path):
 def test_needs_no_torch():
     code = "import sys, videolcm.video; assert not {'torch', 'gradio', 'diffusers'} & set(sys.modules), 'heavy import'"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
+
+
+def test_settings_are_read_without_decoding_a_picture(tmp_path):
+    bombs(tmp_path)
+    code = "import resource, sys; from videolcm.errors import AppError; from videolcm.video import read_settings\n"
+    code += "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\nbefore = peak()\n"
+    code += "try: read_settings(sys.argv[1])\nexcept AppError as error: print(error.code, peak() - before)"
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "bomb.mov")], capture_output=True, text=True, check=True)
+    told, grown = done.stdout.split()
+    assert told == "E_NO_SETTINGS" and int(grown) < 100_000  # kB; its picture would take 768,000

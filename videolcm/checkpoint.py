@@ -47,8 +47,15 @@ def write_weights(path, tensors):
 
 
 def misfits(mine, weights):
-    """The names, sorted, in which two {name: tensor} differ: those that one of them lacks or has in another shape."""
-    return sorted(name for name in mine.keys() | weights.keys() if getattr(mine.get(name), "shape", 0) != getattr(weights.get(name), "shape", 1))
+    """What differs between two {name: tensor}, sorted: names that the second lacks or has besides, or in another shape, which are both said."""
+    shapes = {name: [tuple(of[name].shape) if name in of else None for of in (weights, mine)] for name in mine.keys() | weights.keys()}
+    return sorted(f"{name} {said(*pair)}" for name, pair in shapes.items() if pair[0] != pair[1])
+
+
+def said(theirs, wanted):
+    if None in (theirs, wanted):
+        return "is missing" if theirs is None else "is unknown"
+    return f"is {'x'.join(map(str, theirs))} instead of {'x'.join(map(str, wanted))}"
 
 
 def read_weights(path, sha256):

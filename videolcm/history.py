@@ -53,12 +53,14 @@ class History:
         name = f"{time.time_ns():020d}-{uuid4().hex[:8]}"
         path = self.folder / key / f"{name}.mp4"
         try:
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)  # somebody may have removed the whole folder
             write(path)
         except OSError as error:
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink()
             raise AppError("E_OUTPUT", given=path.name) from error
-        self.trim(path)
+        with suppress(OSError):
+            self.trim(path)
         return name
 
     def trim(self, newest):

@@ -36,6 +36,7 @@ ALLOWED = {  # what a job can be told to, in which states
 CONDITIONS = ("text", "depth", "sketch", "masked")
 OPTIMISERS = ("adamw", "muon")
 START_SECONDS = 60  # until a child that was started must have shown itself
+RESERVE = 1 << 14  # bytes on disk for the last words of a job
 GRACE_SECONDS = 3.5  # for a checkpoint, once the parent is gone
 PRESETS = {  # what they change of Knobs' defaults; in minutes two cores do so many iterations, and the rate comes to its end
     "one minute look": {"iterations": 36, "batch": 8, "minutes": 1, "clips": 50, "preview_every": 20},
@@ -131,7 +132,7 @@ class Jobs:
         """All jobs, the newest first."""
         found = []
         for path in job_folders(self.folder).values():
-            with suppress(FileNotFoundError):  # it is being deleted
+            with suppress(OSError, ValueError, KeyError, TypeError):  # it is being deleted, or somebody damaged it
                 found.append(self.read(path))
         return sorted(found, key=lambda job: -job.created)
 
@@ -139,7 +140,10 @@ class Jobs:
         """The job called so. AppError E_JOB."""
         if not isinstance(id, str) or not JOB_ID.fullmatch(id) or id not in job_folders(self.folder):
             raise AppError("E_JOB", given=id)
-        return self.read(self.folder / id)
+        try:
+            return self.read(self.folder / id)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise AppError("E_JOB", given=id) from error
 
     def read(self, folder):
         made = json.loads((folder / "job.json").read_text(encoding="utf-8"))
@@ -183,29 +187,23 @@ class Jobs:
     def start(self, knobs, teacher="toybox", clips=()):
         """A new job; its id. It waits for those before it. `clips`: pairs (path, caption) to train on, which it keeps copies of.
 
-        AppError E_INPUT, E_DISK where they cannot be copied.
+        AppError E_INPUT, E_DISK where they cannot be copied; then nothing is left of it.
         """
         from .checkpoint import write_json
-
-        folder, data = self.folder / uuid4().hex, self.data
-        folder.mkdir(parents=True)
-        if clips:
-            data = str(folder / "clips")
-            self.copy(clips, folder)
-        arguments = ["--teacher", teacher, "--data", data, *knobs.arguments()]
-        write_json(folder / "job.json", {"created": time.time(), "arguments": arguments})
-        self.spawn(folder, arguments)
-        return folder.name
-
-    def copy(self, clips, folder):
-        """`clips` into a new job's folder, or nothing and no folder."""
         from .own_files import lay_out
 
+        folder = self.folder / uuid4().hex
+        folder.mkdir(parents=True)
         try:
-            lay_out(folder / "clips", clips)
+            if clips:
+                lay_out(folder / "clips", clips)
+            arguments = ["--teacher", teacher, "--data", str(folder / "clips") if clips else self.data, *knobs.arguments()]
+            write_json(folder / "job.json", {"created": time.time(), "arguments": arguments})
+            self.spawn(folder, arguments)
         except AppError:
             shutil.rmtree(folder, ignore_errors=True)
             raise
+        return folder.name
 
     def pause(self, id):
         """Stop with a checkpoint. AppError E_JOB_STATE unless it is going."""
@@ -386,8 +384,11 @@ def work(folder, run, child=True):
         lock = FileLock(worker.folder / "alive.lock", thread_local=False).acquire(timeout=5)
     except Timeout:
         raise AppError("E_JOB_FOLDER", given=worker.folder.name) from None
+    reserve = worker.folder / "reserve"  # given up on a full disk, so that there is room to say so
     with lock:
         worker.watch(child)
+        with suppress(OSError):
+            reserve.write_bytes(bytes(RESERVE))
         try:
             with suppress(Stopped), worker.line():
                 note(worker.folder, "RUNNING")
@@ -395,9 +396,11 @@ def work(folder, run, child=True):
         except BaseException as error:
             stopped = isinstance(error, KeyboardInterrupt)
             refusal = error if isinstance(error, AppError) else AppError("E_INTERNAL")
+            reserve.unlink(missing_ok=True)
             note(worker.folder, "PAUSED" if stopped else "FAILED", "" if stopped else str(refusal))
             raise
         finally:
             worker.ended = True
+        reserve.unlink(missing_ok=True)
         note(worker.folder, ENDS[worker.wish])
     return result

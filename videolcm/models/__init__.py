@@ -212,5 +212,5 @@ def fill(net, weights, name):
     """Loads `weights` into `net` if every name and shape fits, else raises AppError E_CHECKPOINT_KEYS with the first that do not."""
     wrong = misfits(net.state_dict(), weights)
     if wrong:
-        raise AppError("E_CHECKPOINT_KEYS", given=name, detail=", ".join(wrong[:5]))
+        raise AppError("E_CHECKPOINT_KEYS", given=name, detail=", ".join(wrong[:3]))
     net.load_state_dict(weights, assign=True)

@@ -34,7 +34,7 @@ def build_comparison(engine, folder, history=None):
     with gr.Tab("Compare", id="compare", elem_id="compare") as pane:
         stops = gr.State(Stops())
         controls = build_controls()
-        status = gr.HTML(messages.plain("Ready when you are."), elem_classes="status")
+        status = gr.HTML(messages.plain("Ready when you are."), elem_classes="status", elem_id="status-compare")
         board = build_player()
         gr.Markdown(LEGEND, elem_classes="legend")
         with gr.Row():

@@ -37,16 +37,26 @@ class Stops(set):
     It also carries what is done from the event that made it to the one that writes it: `unwritten`, a list of CellDone.
     """
 
-    cells, unwritten, everything, busy, key = (), [], False, False, None
+    cells, unwritten, everything, busy, running, key = (), [], False, False, False, None
 
     def __contains__(self, cell):
         return self.everything or super().__contains__(cell)
 
     def begin(self, key=None):
-        """A comparison was asked for, by the browser with this key; it may have to wait."""
+        """A comparison was asked for, by the browser with this key; it may have to wait. While one runs nothing comes of it, and what was stopped
+        of that one stays so."""
+        self.key, self.busy = key, True
+        if not self.running:
+            self.forget()
+
+    def forget(self):
         self.clear()
-        self.key = key
-        self.everything, self.busy = False, True
+        self.everything = False
+
+    def end(self):
+        """The comparison is over."""
+        self.forget()
+        self.busy = self.running = False
 
     def stop_all(self):
         """The status line; nothing where nothing runs."""
@@ -111,7 +121,7 @@ def make_comparison(engine, folder, history=None):
     before the next comparison; `history` keeps every clip as soon as it is there."""
 
     def comparison(stops, *args):
-        values, keep = dict(zip(NAMES, args, strict=True)), keeper(history, stops.key)
+        values, keep, stops.running = dict(zip(NAMES, args, strict=True)), keeper(history, stops.key), True
 
         def run():
             reference = reference_of(values["reference_steps"] if values["with_reference"] else 0)
@@ -124,7 +134,7 @@ def make_comparison(engine, folder, history=None):
         try:
             yield from guarded(run, lambda why: updates(status=messages.plain("Nothing was made.", notices=[why])))
         finally:
-            stops.busy = False
+            stops.end()
 
     return comparison
 
@@ -141,7 +151,7 @@ def comparison_updates(engine, request, cells, reference, stops, notices=(), kee
     stops.cells, stops.unwritten = tuple(requests_of(request, cells, reference)), []
     board = Board(stops.cells, reference, request.frames, request.width, request.height)
     none = dict.fromkeys(FILES, gr.update(interactive=False))
-    yield updates(board=board.value(), status=messages.plain("Waiting for the device ..."), plot="", **none)
+    yield updates(board=board.value(), status=messages.plain("Waiting for the device ...", 0), plot="", **none)
     try:
         yield from progress_updates(engine.compare(request, cells, reference, stops), board, stops, keep)
     except Exception:

@@ -123,7 +123,7 @@ def make_start(jobs, guard, teachers):
             require_room(jobs.folder)
             if not isinstance(teacher, str) or teacher not in teachers:
                 raise AppError("E_MODEL", given=teacher, known=", ".join(teachers))
-            learned = ",".join(conditions) if isinstance(conditions, (list, tuple)) else conditions
+            learned = ",".join(map(str, conditions)) if isinstance(conditions, (list, tuple)) else conditions
             own = {"seed": whole(seed), "images": typed(images), "conditions": learned}
             knobs = dict(iterations=whole(iterations), batch=whole(batch), lr=typed(lr), guidance=typed(guidance), ema=ema, huber=typed(huber))
             knobs |= dict(minutes=typed(minutes), lora=whole(typed(lora)), two_time=two_time)

@@ -139,8 +139,8 @@ class Engine:
         with self.loading:
             written = stamp(key[0])
             if key not in self.models or self.stamps[key] != written:
-                self.stamps[key] = written
                 self.models[key] = self.load(*key)
+                self.stamps[key] = written  # the one before: who fails to load is asked again, and so is what was written meanwhile
                 self.forget(key)
             return self.models[key]
 

@@ -57,7 +57,7 @@ def keeper(history, key):
                 history.keep(key, lambda path: save(result, path))
         except AppError as error:
             log.warning("a clip was not kept: %s", error)
-            return ("This clip is not in the history: there is no room for it.",)
+            return ("This clip is not in the history: the folder for it cannot be written to.",)
         return ()
 
     return keep

@@ -7,11 +7,15 @@ opened here: the brush's picture goes on as bytes. It knows nothing about masks.
 from pathlib import Path
 
 import gradio as gr
+from gradio.components.base import server
+from gradio.components.image_editor import AcceptBlobs, EditorDataBlobs
 
 from videolcm.ui.handlers import make_first_frame, make_mask_preview
 from videolcm.ui.parts import control, given, unchecked
 
 PAINT = ("#ffb0c8", 0.8)  # light, as a mask is, also where it is half transparent
+LAYERS = 4  # more than the editor has
+WAITING = 64 << 20  # bytes of paintings that were sent and are not used yet; the oldest go
 QUIET = {"api_visibility": "private", "show_progress": "hidden"}
 
 
@@ -19,7 +23,7 @@ def build_hole(look=True):
     """{name: component}."""
     with gr.Row():
         with gr.Column(min_width=300, scale=3):
-            painting = unchecked(gr.ImageEditor, painted)(
+            painting = unchecked(gr.ImageEditor, painted, accept_blobs=layer_sent)(
                 label="Paint here",
                 placeholder="Upload a video, then paint what is to be replaced in its first frame.",
                 sources=(),
@@ -37,6 +41,23 @@ def build_hole(look=True):
     with gr.Accordion("A box or a mask file", open=False), gr.Row():
         controls |= {name: control(name) for name in ("box", "mask")}
     return controls | {"painting": painting}
+
+
+@server
+def layer_sent(component, data: AcceptBlobs):
+    """In place of the editor's own, which makes room for any index and keeps whatever nobody asks for: a few layers of the newest paintings.
+
+    ValueError for an index that no layer has.
+    """
+    told, waiting = data.data, component.blob_storage
+    if told["type"] != "layer":  # the picture that was painted on is the server's own
+        return
+    index = int(told["index"])
+    if not 0 <= index < LAYERS:
+        raise ValueError("there is no such layer")
+    waiting.setdefault(told["id"], EditorDataBlobs(background=None, layers=[None] * LAYERS, composite=None)).layers[index] = data.files[0][1]
+    while len(waiting) > 1 and sum(len(layer or b"") for one in waiting.values() for layer in one.layers) > WAITING:
+        del waiting[next(iter(waiting))]
 
 
 def painted(component, payload):

@@ -6,6 +6,7 @@ In: the engine's events. Out: strings of HTML in which everything that a person 
 import base64
 import html
 import io
+import re
 
 from PIL import Image
 
@@ -19,6 +20,7 @@ SENTENCES = {
     "decode": "Decoding the frames",
 }
 
+PARAGRAPH = re.compile("<p>(.*?)</p>", re.DOTALL)
 SOON = 3  # seconds that nobody need be told of
 
 
@@ -36,6 +38,12 @@ def status(event):
     if isinstance(event, Waiting):
         return plain(f"Waiting for another clip: {event.seconds:.0f} s", 0)
     return plain(stage(event), part_done(event))
+
+
+def stopped(said):
+    """The status line after Stop, from the one before, which says where the clip was; None where none was made."""
+    making = PARAGRAPH.search(said) if isinstance(said, str) and "<progress" in said else None
+    return making and plain(f"Stopped. It was at: {html.unescape(making[1]).partition(', about ')[0]}")
 
 
 def stage(progress):

@@ -55,12 +55,12 @@ def paths_of(component, payload):
 
 
 @cache
-def unchecked(kind, read=as_given):
-    """gradio's component class `kind`, whose value reaches a handler as `read(component, value)` has it.
+def unchecked(kind, read=as_given, **methods):
+    """gradio's component class `kind`, whose value reaches a handler as `read(component, value)` has it; other `methods` take the place of its own.
 
     A class and no method of one component: gradio makes a component anew by its class for every update, a gr.skip() too.
     """
-    attributes = {"__module__": __name__, "is_template": True, "preprocess": read}
+    attributes = {"__module__": __name__, "is_template": True, "preprocess": read, **methods}
     # gradio's metaclass itself would write a stub file beside this one
     return ABCMeta.__new__(type(kind), f"Unchecked{kind.__name__}", (kind,), attributes)
 

@@ -65,8 +65,8 @@ def models_there(engine, job):
     """{key: VideoModel} for a job in a process that was forked earlier: what was distilled since then is read there."""
     for key in job.keys:
         if key not in engine.models or engine.stamps[key] != stamp(key[0]):
-            engine.stamps[key] = stamp(key[0])
-            engine.models[key] = engine.load(*key)
+            written = stamp(key[0])
+            engine.models[key], engine.stamps[key] = engine.load(*key), written
     return engine.models
 
 

@@ -20,9 +20,13 @@ ROLE_OF = {OWN: "student", "ddim": "teacher"}
 STEPS_INFO = "One is fastest. More are not always better: the tab Compare shows it for your prompt."
 ROLL = """(randomise, seed) => {
     document.querySelectorAll(".toast-close").forEach(button => button.click());
+    const now = performance.now(), pressed = (window.pressed ??= {}).%s ?? -1e9;
+    window.pressed.%s = now;
+    if (now - pressed < 300 || document.querySelector("#status-%s progress")) return seed;  // what is being made has this one
     (window.seeds ??= {}).%s = seed;
     return randomise ? Math.floor(Math.random() * 2147483648) : seed;
 }"""
+BACK = "() => { delete window.pressed.%s; return window.seeds.%s; }"
 QUIET = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
 
 
@@ -118,7 +122,7 @@ def build_stage(tab):
         if tab.followed:
             with gr.Column(min_width=240):
                 followed = [clip_player(tab.followed, height, elem_classes="followed")]
-    status = gr.HTML(messages.plain("Ready when you are."), elem_classes="status")
+    status = gr.HTML(messages.plain("Ready when you are."), elem_classes="status", elem_id=f"status-{tab.task}")
     with gr.Accordion("Settings of this clip", open=False):
         settings = gr.JSON(show_label=False)
     return (clip, settings, status, preview, *followed)
@@ -128,7 +132,7 @@ def rolling(name, randomise, seed):
     """Two events of the browser alone, for the tab of this name: before a request the seed is rolled, and what was said of the one before goes;
     after a request that was refused the seed is what it was."""
     quiet = {"fn": None, "outputs": seed, **QUIET}
-    return {"inputs": [randomise, seed], "js": ROLL % name, **quiet}, {"inputs": None, "js": f"() => window.seeds.{name}", **quiet}
+    return {"inputs": [randomise, seed], "js": ROLL % ((name,) * 4), **quiet}, {"inputs": None, "js": BACK % (name, name), **quiet}
 
 
 def wire(tab, controls, examples, outputs, handler):
@@ -142,5 +146,5 @@ def wire(tab, controls, examples, outputs, handler):
     filled = examples.click(lambda sample: tuple(sample) if len(sample) > 1 else sample[0], examples, fills, **QUIET)
     run_example = filled.then(**roll).then(**work, **shared, api_visibility="private")
     run.failure(**back), run_example.failure(**back)
-    controls["stop"].click(lambda: (messages.plain("Stopped."), ""), None, [status, preview], cancels=[run, run_example], **QUIET)
+    controls["stop"].click(lambda said: (messages.stopped(said) or gr.skip(), ""), status, [status, preview], cancels=[run, run_example], **QUIET)
     controls["sampler"].input(ROLE_OF.get, controls["sampler"], role, **QUIET)

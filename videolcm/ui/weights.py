@@ -18,7 +18,7 @@ from videolcm.ui.handlers import guarded
 from videolcm.ui.parts import unchecked
 
 QUIET = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
-NET = {"api_visibility": "private", "show_progress": "hidden", "concurrency_id": "net", "concurrency_limit": 1}
+NET = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": 1}
 INFO = "A name of the list, or OWNER/NAME@REVISION of the hub with all 40 digits; AnimateLCM with its base is animatelcm:OWNER/NAME@REVISION."
 WAY = "Files placed by hand"
 OFF = gr.update(value="Download", interactive=False)
@@ -54,8 +54,8 @@ def wire(model, ask, go, stop, status, rows):
     """Events: to look up, to download what was looked up, to stop."""
     asked = gr.State(None)
     model.change(lambda: (None, OFF), None, [asked, go], **QUIET)
-    ask.click(look_up, model, [status, go, asked], **NET)
-    run = go.click(download, asked, status, **NET)
+    ask.click(look_up, model, [status, go, asked], **NET, concurrency_id="hub")
+    run = go.click(download, [asked, model], status, **NET, concurrency_id="net")
     run.then(table, None, rows, **QUIET)
     stop.click(lambda: messages.plain("Stopped. What came is kept."), None, status, cancels=[run], **QUIET)
 
@@ -97,9 +97,9 @@ def named(ref):
     return ref.strip()
 
 
-def download(ref):
-    """Status lines as the bytes come; closing it ends the download."""
-    yield from guarded(partial(progress, ref), lambda why: messages.plain("Nothing more is downloaded.", notices=[why]))
+def download(asked, ref):
+    """Status lines as the bytes come, if the ref that is chosen is the one that was `asked` about; closing it ends the download."""
+    yield from guarded(partial(progress, asked if asked == ref else None), lambda why: messages.plain("Nothing more is downloaded.", notices=[why]))
 
 
 def progress(ref):
