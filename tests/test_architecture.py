@@ -43,7 +43,7 @@ MAY_IMPORT = {
     "stopwatch": set(),
     "judge": {"errors", "checkpoint", "world"},
     "metrics": {"judge"},
-    "compare": {"conditions", "errors", "guides", "judge", "metrics", "pipeline", "students", "world"},
+    "compare": {"conditions", "errors", "guides", "judge", "metrics", "pipeline", "stopwatch", "students", "world"},
     "real_clips": {"footage"},
     "evaluate_guided": {"compare", "conditions", "data", "judge", "masks", "metrics", "pipeline", "real_clips", "world"},
     "grid": {"video"},

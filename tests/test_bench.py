@@ -13,7 +13,7 @@ from videolcm.models.toybox import Denoiser, DenoiserConfig
 def small(monkeypatch):
     """Two small sizes, and a machine whose peak is known."""
     monkeypatch.setattr(bench, "TABLE_SIZES", ((128, 128), (128, 160)))
-    monkeypatch.setattr(bench, "matmul_peak", lambda dtype: 100.0)
+    monkeypatch.setattr(bench, "matmul_peak", lambda dtype, device: 100.0)
     monkeypatch.setattr(bench, "operations", lambda model, size: 1e6)
     return FakeModel("student"), FakeModel("teacher")
 

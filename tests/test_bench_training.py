@@ -16,7 +16,7 @@ def test_a_step_beside_its_parts(monkeypatch, tmp_path):
     )
     monkeypatch.setattr(bench_training, "toybox_clips", lambda folder, teacher, report, least: tiny.clips())
     monkeypatch.setattr(bench_training, "operations", lambda model, size: 1e6)
-    monkeypatch.setattr(bench_training, "matmul_peak", lambda dtype: 100.0)
+    monkeypatch.setattr(bench_training, "matmul_peak", lambda dtype, device: 100.0)
     monkeypatch.setattr(bench_training, "official_operations", lambda: 1e12)
     heard, teacher = [], tiny.toybox("teacher")
     found = bench_training.training_step(teacher, tmp_path, heard.append, batch=2, rounds=2)

@@ -23,6 +23,7 @@ from videolcm.data import conditions as batch_conditions
 from videolcm.errors import AppError
 from videolcm.footage import read_video
 from videolcm.jobs import Job, Jobs, Knobs
+from videolcm.optim import MuonAdamW
 from videolcm.own_clips import OwnClips, Row, begun_with, followed, own_clips
 from videolcm.own_files import captioned, lay_out, samples, suggest
 from videolcm.ui import Engine, build_ui, launch
@@ -242,6 +243,31 @@ def test_a_run_that_goes_on_keeps_its_clips(tmp_path):
 
 
 # ---- runs
+
+
+def test_a_signal_in_the_middle_of_an_update_waits_for_its_end(tmp_path, monkeypatch, capsys):
+    teacher, data = tiny.teacher_folder(tmp_path / "tiny"), tiny.data_folder(tmp_path / "data")
+    words = f"distill --teacher {teacher} --data {data} --iterations 5 --batch 2 --device cpu --dtype float32"
+    own, updates = MuonAdamW.step, []
+
+    def step(self, lr):
+        updates.append(lr)
+        self.adam.param_groups[0]["lr"] = lr
+        self.adam.step()  # half of it
+        if len(updates) == 3:
+            signal.raise_signal(signal.SIGTERM)
+        own(self, lr)
+
+    def losses(out, *more):
+        code = command_line.main([*words.split(), "--out", str(tmp_path / out), *more])
+        return code, [json.loads(line)["loss"] for line in (tmp_path / out / "log.jsonl").open()]
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(MuonAdamW, "step", step)
+    halted = losses("halted")
+    assert halted[0] == 130 and len(halted[1]) == 3 and signal.getsignal(signal.SIGTERM) == before
+    assert losses("halted", "--resume") == losses("whole") and len(halted[1]) == 3
+    capsys.readouterr()
 
 
 @pytest.fixture

@@ -283,6 +283,15 @@ def test_orthogonal_makes_singular_values_near_one_and_keeps_directions(shape):
     assert torch.nn.functional.cosine_similarity(made.flatten(1), (u @ v).flatten(1)).min() > 0.95
 
 
+def test_muon_leaves_what_has_no_gradient_alone():
+    net = Small()
+    optimiser, before = MuonAdamW(net), net.hidden.weight.detach().clone()
+    net.conv.weight.grad = torch.ones_like(net.conv.weight)
+    conv = net.conv.weight.detach().clone()
+    optimiser.step(1e-2)
+    assert torch.equal(net.hidden.weight, before) and not torch.equal(net.conv.weight, conv)
+
+
 def test_muon_takes_hidden_matrices_and_adam_the_rest():
     net = Small()
     assert set(MuonAdamW(net).momentum) == {"conv.weight", "hidden.weight"}

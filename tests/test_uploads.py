@@ -11,7 +11,7 @@ from conftest import CELL, FakeModel
 from media import corners, difference, make
 
 from videolcm import __main__ as command_line
-from videolcm import conditions, models, uploads
+from videolcm import models, uploads
 from videolcm.errors import AppError
 from videolcm.footage import read_video
 from videolcm.pipeline import generate
@@ -260,4 +260,7 @@ def test_a_cell_that_fails_is_named_and_the_others_are_written(door, monkeypatch
 def test_extractors_are_named_where_one_is_refused(door, files, capsys):
     assert command_line.main(["generate", PROMPT, "--task", "sketch", "--video", "grain.mkv", "--extractor", "magic", *SIZE]) == 2
     err = capsys.readouterr().err
-    assert all(name in err for name in ("E_EXTRACTOR", *conditions.EXTRACTORS))
+    assert all(name in err for name in ("E_EXTRACTOR", "hed", "canny", "as-is")) and "midas" not in err
+    assert command_line.main(["generate", PROMPT, "--task", "depth", "--video", "grain.mkv", "--extractor", "canny", *SIZE]) == 2
+    err = capsys.readouterr().err
+    assert "E_EXTRACTOR" in err and "builtin-depth" in err and "hed" not in err

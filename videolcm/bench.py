@@ -6,7 +6,6 @@ It knows nothing about quality: evaluate.py does.
 
 import os
 import platform
-import resource
 import socket
 import statistics
 import subprocess
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from . import memory
 from .conditions import EXTRACTORS
 from .models.base import Conditions
 from .pipeline import Request, generate, save, to_frames
@@ -45,13 +45,13 @@ def quick(student, teacher, report):
     report("import and first page")
     figures["import_ratio"] = import_ratio()
     figures |= page()
-    figures["peak_mebibytes"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    figures["peak_mebibytes"] = memory.peak()
     return figures
 
 
 def machine(model):
     """What the figures belong to."""
-    peak = matmul_peak(model.dtype)
+    peak = matmul_peak(model.dtype, model.device)
     return {
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -62,13 +62,13 @@ def machine(model):
     }
 
 
-def matmul_peak(dtype, n=2048):
-    """GFLOP/s of a square matrix product, the best of five."""
-    a = torch.randn(n, n).to(dtype)
+def matmul_peak(dtype, device, n=2048):
+    """GFLOP/s of a square matrix product on a device, the best of five."""
+    a = torch.randn(n, n).to(device, dtype)
     seconds = []
     for _ in range(6):
         start = time.perf_counter()
-        a @ a
+        (a @ a)[0, 0].item()  # which waits for a GPU
         seconds.append(time.perf_counter() - start)
     return round(2 * n**3 / min(seconds[1:]) / 1e9)
 
@@ -163,7 +163,7 @@ def table_1(student, teacher, report, rounds=3):
     "share_of_peak": of the machine's own matrix product while denoising}.
     """
     plans = {"teacher, DDIM 50": (teacher, 50, "ddim"), **{f"student, LCM {n}": (student, n, "lcm") for n in (8, 4, 2, 1)}}
-    peak, rows = matmul_peak(student.dtype), []
+    peak, rows = matmul_peak(student.dtype, student.device), []
     for size in TABLE_SIZES:
         shape = f"{size[1]}x{size[0]}"
         runs = {name: partial(batch_seconds, *plan, size) for name, plan in plans.items()}
@@ -280,8 +280,8 @@ def page(clips=10, limit=60):
     finally:
         app.terminate()
         app.wait()
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss  # of the largest child, which the app is
-    return {"first_page_seconds": round(seconds, 1), f"app_peak_mebibytes_after_{clips}_clips": round(peak / 1024)}
+    peak = memory.peak("RUSAGE_CHILDREN")  # of the largest child, which the app is
+    return {"first_page_seconds": round(seconds, 1), f"app_peak_mebibytes_after_{clips}_clips": peak}
 
 
 def answers(address):

@@ -4,13 +4,13 @@ In: a teacher and a folder for clips. Out: seconds, their ratio, samples per sec
 It knows nothing about quality.
 """
 
-import resource
 import statistics
 import time
 
 import numpy as np
 import torch
 
+from . import memory
 from .bench import matmul_peak, operations
 from .data import conditions
 from .distill import DistillConfig, distill_stage, toybox_clips
@@ -53,7 +53,7 @@ def training_step(teacher, folder, report, batch=16, rounds=9):
     median = {name: statistics.median(values[1:]) for name, values in taken.items()}
     whole = 3 * median["forward"] + median["forward_and_backward"]
     done = FORWARDS * batch * operations(teacher, (256, 256)) / median["step"]
-    share = done / matmul_peak(teacher.dtype) / 1e9
+    share = done / matmul_peak(teacher.dtype, teacher.device) / 1e9
     return {
         **{f"seconds_{name}": round(value, 3) for name, value in median.items()},
         "step_over_parts": round(median["step"] / whole, 3),
@@ -68,7 +68,7 @@ def peak_mebibytes(device):
     """The most memory so far that tensors took on a GPU, or that this process took."""
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**20)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    return memory.peak()
 
 
 def paper_estimate(share):

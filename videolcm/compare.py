@@ -31,6 +31,7 @@ from .metrics import (
     psnr_outside,
 )
 from .pipeline import SAMPLER_OF, Progress, Result, encode_prompt, generate, one_of, save, settle, told
+from .stopwatch import timed
 from .students import students
 from .world import read_prompt
 
@@ -103,7 +104,7 @@ def compare(models, request, cells, reference=REFERENCE, stopped=frozenset()):
     asked = requests_of(request, cells, reference)
     for cell, one in asked.items():
         settle(models[cell.role], one)
-    prepare, done, failed = Prepared(), {}, []
+    prepare, done, failed, shared = Prepared(), {}, [], {}
     for cell, one in asked.items():
         try:
             result = yield from until_stopped(cell, generate(models[cell.role], one, prepare), stopped)
@@ -114,7 +115,7 @@ def compare(models, request, cells, reference=REFERENCE, stopped=frozenset()):
         if result is None:
             yield CellStopped(cell)
             continue
-        result = written(result)
+        result = written(alone(result, shared.setdefault(models[cell.role].text_encoder, {})))
         done[cell] = CellDone(cell, result, measure(models[cell.role], result) | {"followed": followed(one, result.frames)})
         yield done[cell]
     if failed and not done:
@@ -156,7 +157,7 @@ def model_of(role, ref):
 
 
 class Prepared:
-    """`encode_prompt` that encodes once: all cells whose models share a text encoder share the conditions too, maps included."""
+    """`encode_prompt` that encodes once: all cells whose models share a text encoder share its context too. Maps are remembered by conditions.py."""
 
     def __init__(self):
         self.known = {}
@@ -177,6 +178,13 @@ def until_stopped(cell, events, stopped):
                 yield CellProgress(cell, event)
             if cell in stopped:
                 return None
+
+
+def alone(result, shared):
+    """`result` with the seconds that text and maps take, also where the cell before had made them: what each cell would take by itself."""
+    for stage in ("text", "conditions"):
+        shared.setdefault(stage, result.seconds[stage])
+    return replace(result, seconds=timed({**result.seconds, **shared}))
 
 
 def written(result):

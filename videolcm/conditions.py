@@ -91,6 +91,14 @@ def known(kind):
     return {name: row.what for name, row in EXTRACTORS.items() if kind in row.kinds and row.ready()}
 
 
+def require_kind(name, kind):
+    """`name`, if it is an extractor that makes maps of `kind`. AppError E_EXTRACTOR."""
+    makers = [maker for maker, row in EXTRACTORS.items() if kind in row.kinds]
+    if name not in makers:
+        raise AppError("E_EXTRACTOR", given=name, known=", ".join(makers))
+    return name
+
+
 def choose(kind, frames, preferred=None):
     """The name of the extractor to use for `frames` when nobody chose: as-is for a clip that is such a map, else `preferred` if it is here,
     else the best that is."""

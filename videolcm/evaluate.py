@@ -18,20 +18,33 @@ from .models.base import Conditions
 from .pipeline import to_frames, way
 from .plot import scatter
 from .sampling import SAMPLERS, Noise, guided
-from .world import ATTRIBUTES, plot, sample
+from .world import ATTRIBUTES, SCENE_ATTRIBUTES, plot, sample
 
 PROMPTS = Path(__file__).resolve().parents[1] / "assets" / "prompts.jsonl"
 BATCH = 8
 
 
 def read_prompts(path=None, count=None):
-    """[{"prompt", "seed", "said"}] of a JSON-lines file, the first `count`; the held-out ones of Toybox by default. AppError E_INPUT."""
+    """[{"prompt", "seed", "said"}] of a JSON-lines file, the first `count`; the held-out ones of Toybox by default. AppError E_INPUT, E_PROMPTS."""
     try:
         lines = Path(path or PROMPTS).read_text(encoding="utf-8").splitlines()
-        rows = [json.loads(line) for line in lines if line.strip()]
-        return [{"prompt": row["prompt"], "seed": int(row["seed"]), "said": row["said"]} for row in rows][:count]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        rows = [json.loads(line) for line in lines if line.strip()][:count]
+        rows = [{"prompt": row["prompt"], "seed": int(row["seed"]), "said": known_said(row["said"])} for row in rows]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise AppError("E_INPUT", given=path or PROMPTS.name) from error
+    if not rows:
+        raise AppError("E_PROMPTS", given=path or PROMPTS.name)
+    return rows
+
+
+def known_said(said):
+    """What a prompt says, as a Plot has it, if the judge can look for all of it: one toy or two, then the scene. ValueError."""
+    toys, scene = said[:-1], said[-1]
+    values = [pair for part in said for pair in part.items()]
+    ours = all(value in ATTRIBUTES[name] for name, value in values) and not {*scene} - {*SCENE_ATTRIBUTES}
+    if not 1 <= len(toys) <= 2 or not values or not ours:
+        raise ValueError("nothing that the judge knows")
+    return said
 
 
 def held_out(count):
@@ -127,8 +140,12 @@ def evaluate(students, teacher, rows, steps=(1, 2, 4, 8), teacher_steps=(50,), s
             if teacher_steps and name == plan[1][0]:
                 goals.append(frames)
             yield f"{name}: {len(kept[name])}/{len(rows)}", None
-        rendered = kept[plan[0][0]]
-        figures = summary(kept[name], rendered, kept.get(plan[1][0], rendered) if teacher_steps else rendered)
+        rendered, reference = kept[plan[0][0]], kept.get(plan[1][0]) if teacher_steps else kept[plan[0][0]]
+        if reference is None:  # the rendered clips' row waits for the teacher's motion
+            continue
+        if teacher_steps and name == plan[1][0]:
+            yield plan[0][0], summary(rendered, rendered, reference)
+        figures = summary(kept[name], rendered, reference)
         yield name, figures | (gain(kept[name], kept[before_of(name)]) if name.startswith(tuple(f"{one}, " for one in students)) else {})
 
 

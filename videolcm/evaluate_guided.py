@@ -6,12 +6,11 @@ much of a figure is the extractor's, and beside clips of the prompt alone. It kn
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 
 from .compare import READERS, Prepared, obeyed
-from .conditions import extract
+from .conditions import KEEP, MAPS, extract
 from .data import disparity
 from .judge import judge, text_match
 from .masks import checked, feather, from_box, grow
@@ -52,7 +51,8 @@ def real_goals():
 
 def evaluate_guided(students, teacher, goals, task, steps=(1, 2, 4), teacher_steps=(50,)):
     """Yields (line, None) of progress and (name, figures) of each finished row: the clips themselves, teacher, students ({name: VideoModel}), and
-    these by the prompt alone where a map is what they are told. A clip's map is made once for all models that share a text encoder."""
+    these by the prompt alone where a map is what they are told. What was followed is looked at once."""
+    MAPS.limit = max(MAPS.limit, 3 * len(goals) + KEEP)  # of each goal what is told, what is read of it, and another's range of it
     known = {goal: Prepared() for goal in goals}
     plan = [("the clips themselves", lambda goal: goal.frames)]
     plan += [(f"teacher, DDIM {n}", maker(teacher, task, n, "ddim", known)) for n in teacher_steps]
@@ -95,13 +95,7 @@ def depth_figures(frames, goal):
 
 def sketch_figures(frames, goal):
     """Read lines beside those of the clip."""
-    return obeyed("sketch", lines_of(goal), extract(READERS["sketch"], frames)) | matched(frames, goal.said)
-
-
-@lru_cache(maxsize=256)
-def lines_of(goal):
-    """The lines of a goal's clip, as they are read for every row."""
-    return extract(READERS["sketch"], goal.frames)
+    return obeyed("sketch", extract(READERS["sketch"], goal.frames), extract(READERS["sketch"], frames)) | matched(frames, goal.said)
 
 
 def inpaint_figures(frames, goal):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from .conditions import EXTRACTORS, choose, extracting, per_clip
+from .conditions import EXTRACTORS, choose, extracting, per_clip, require_kind
 from .masks import composite, masked_map, overlay
 
 MAPS_OF = {"text": (), "depth": ("depth",), "sketch": ("sketch",), "inpaint": ("masked",)}  # what each task follows
@@ -50,8 +50,11 @@ def guides_of(request, device, dtype, learned=None):
 
 
 def extractor_of(name, request, preferred=None):
-    """The extractor that the request asks for where `name` is its task's own map, else `preferred` if it is here, else the best that is."""
-    return request.extractor if request.extractor and name == request.task else choose(name, request.video, preferred)
+    """The extractor that the request asks for where `name` is its task's own map, else `preferred` if it is here, else the best that is.
+    AppError E_EXTRACTOR for one that makes no such map."""
+    if not request.extractor or name != request.task:
+        return choose(name, request.video, preferred)
+    return require_kind(request.extractor, name)
 
 
 def grey(values):

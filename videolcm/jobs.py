@@ -403,4 +403,5 @@ def work(folder, run, child=True):
             worker.ended = True
         reserve.unlink(missing_ok=True)
         note(worker.folder, ENDS[worker.wish])
+        (worker.folder / "wish").unlink(missing_ok=True)  # it is done
     return result

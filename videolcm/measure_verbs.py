@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from .arguments import number, report
+from .arguments import number, positive, report
 from .errors import AppError
 
 
@@ -35,14 +35,16 @@ def run_evaluate(args):
 
     from . import models
     from .evaluate import evaluate, gains_table, plot_of, read_prompts, table
+    from .pipeline import one_of, within
     from .sources import licence_of
 
-    goals = read_prompts(args.prompts)[: args.count]
+    count, guidance = positive(args.count, "count"), within(args.guidance, 0, 30, "E_GUIDANCE")
+    goals = read_prompts(args.prompts, count)
     if licence_of(args.model):
         report(licence_of(args.model))
     students, teacher = students_of(args), models.load(args.model, role="teacher")
-    if args.guidance is not None:
-        teacher.info = replace(teacher.info, guidance=float(args.guidance))
+    if guidance is not None:
+        teacher.info = replace(teacher.info, guidance=float(guidance))
     plan, found = (steps_of(args.steps, 8), steps_of(args.teacher_steps, 100)), {}
     if args.task == "text" and args.real:
         raise AppError("E_ARGUMENTS", detail="--real is for the tasks that follow a video")
@@ -51,10 +53,9 @@ def run_evaluate(args):
     else:
         from .evaluate_guided import FIGURES, evaluate_guided, real_goals, rendered_goals
         from .evaluate_guided import guided_table as table
-        from .pipeline import one_of
 
         one_of(args.task, FIGURES, "E_TASK")
-        goals = real_goals()[: args.count] if args.real else rendered_goals(goals)
+        goals = real_goals()[:count] if args.real else rendered_goals(goals)
         events = evaluate_guided(students, teacher, goals, args.task, *plan)
     for name, figures in events:
         if figures is None:
@@ -127,7 +128,7 @@ def run_bench(args):
     if not args.quick:
         figures |= {"table_1": table_1(student, teacher, report), "growth": growth(student, report), "over_diffusers": beside_diffusers()}
         report(table_of(figures["table_1"]))
-    count = (0 if args.quick else 100) if args.count is None else args.count
+    count = (0 if args.quick else 100) if args.count is None else args.count and positive(args.count, "count")
     if count and not has_judge():
         report("Text match is left out: no judge is shipped yet.")
     elif count:

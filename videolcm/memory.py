@@ -11,6 +11,11 @@ import re
 
 import torch
 
+try:
+    import resource
+except ImportError:  # on Windows
+    resource = None
+
 SHORT = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")  # of a processor on two systems, CUDA, cuBLAS and cuDNN
 TRIED = re.compile(r"tried to allocate ([0-9.]+) ?(bytes|[KMGT]iB)", re.IGNORECASE)
 UNITS = {"bytes": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
@@ -35,6 +40,12 @@ def free():
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def peak(of="RUSAGE_SELF"):
+    """The most that this process had in memory so far, or with "RUSAGE_CHILDREN" the largest of those that it started: MiB, None where the system
+    does not say."""
+    return resource and round(resource.getrusage(getattr(resource, of)).ru_maxrss / 1024)
 
 
 def in_parts(function, sizes):

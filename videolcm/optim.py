@@ -49,7 +49,10 @@ class MuonAdamW:
     def step(self, lr):
         self.adam.param_groups[0]["lr"] = lr
         self.adam.step()
-        for (rows, columns), members in self.groups.items():
+        for (rows, columns), group in self.groups.items():
+            members = [(name, p) for name, p in group if p.grad is not None]  # encoders of maps that nobody asked for have none
+            if not members:
+                continue
             grads, momentum = [p.grad for _, p in members], [self.momentum[name] for name, _ in members]
             torch._foreach_lerp_(momentum, grads, 1 - MOMENTUM)
             nesterov = torch._foreach_lerp(grads, momentum, MOMENTUM)

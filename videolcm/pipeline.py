@@ -42,7 +42,7 @@ class Request:
     material: how video and hole were made of files (uploads.Material.told), so that the settings tell it; nothing here reads it.
     Whole numbers may come as 4.0, not as 2.5, "4" or True.
     Raises AppError E_PROMPT_EMPTY, _LONG, _TEXT, E_STEPS, E_SEED, E_FRAMES, E_SIZE, E_SAMPLER, E_GUIDANCE, E_GAMMA, E_TASK,
-    E_TASK_INPUT, E_CLIP, E_MASK_SHAPE, E_EXTRACTOR, E_ALSO, E_STRENGTH.
+    E_TASK_INPUT, E_CLIP, E_MASK_SHAPE, E_ALSO, E_STRENGTH.
     """
 
     prompt: str
@@ -334,6 +334,8 @@ def check_guides(request):
         raise AppError("E_CLIP", given=f"{request.video.dtype} {request.video.shape}")
     if request.task == "inpaint" and not isinstance(request.hole, np.ndarray):
         raise AppError("E_TASK_INPUT", given=request.task, needs="a mask")
+    if request.task == "inpaint" and request.extractor is not None:
+        raise AppError("E_TASK_INPUT", given=request.task, needs="no extractor")
     if request.hole is not None and request.hole.shape != shape:
         raise AppError("E_MASK_SHAPE", given=request.hole.shape, needs=shape)
 

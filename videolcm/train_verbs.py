@@ -316,7 +316,13 @@ def train_and_report(stage, out, args, worker=None, **options):
     from .training import train
 
     minutes, signals = None if args.minutes is None else between(args.minutes, "minutes", 0, 1e6), []
-    heard = stop if world() == 1 else lambda number_of, _: signals.append(number_of)  # several processes end after the same iteration
+
+    def heard(number_of, _):
+        """The iteration is finished first: half of an update on disk could not be gone on from. Who asks twice does not wait."""
+        if signals and world() == 1:
+            raise KeyboardInterrupt
+        signals.append(number_of)
+
     ours = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
     before = {number_of: signal.signal(number_of, heard) for number_of in ours}  # the background ignores Ctrl-C else
     short, wished = False, lambda: bool(signals or worker and worker.wish)
@@ -332,6 +338,8 @@ def train_and_report(stage, out, args, worker=None, **options):
     if short:
         free()
         raise AppError("E_TRAIN_MEMORY", given=stage.batch)
+    if signals:
+        raise KeyboardInterrupt
     if last is None:
         raise AppError("E_DONE", given=out.name)
     rate = (last.iteration - first + 1) * stage.samples / (time.monotonic() - began)
@@ -349,11 +357,6 @@ def trained(steps):
             line = f"{last.iteration}/{last.iterations} loss {last.loss:.4f} lr {last.lr:.2e} {last.samples_per_second:.1f} samples/s{figures}"
             tell(line)
     return first, last, began
-
-
-def stop(*_):
-    """Ends a run as Ctrl-C does: with a checkpoint."""
-    raise KeyboardInterrupt
 
 
 def report_lines(lines):

@@ -38,9 +38,9 @@ class Conditions:
         return replace(self, context=empty.to(self.context).expand_as(self.context))
 
     def maps(self):
-        """{name: map} of those that at least one sample has."""
+        """{name: map} of those that are there, if for no sample of this batch: processes that share an update must run the same encoders."""
         named = {"depth": self.depth, "sketch": self.sketch, "masked": self.masked}
-        return {name: value for name, value in named.items() if value is not None and value.amax().item() > -1}
+        return {name: value for name, value in named.items() if value is not None}
 
     def with_maps(self, maps):
         """The same text with `maps` ({"depth": ...}) and no others."""
