@@ -37,6 +37,23 @@ def test_a_file_of_ones_own_is_read(tmp_path):
     assert read_prompts(path) == [row, {**row, "seed": 5}]
 
 
+@pytest.mark.parametrize(
+    "said",
+    [[{"shape": "sphere"}], [{}, {}], [{"floor": "snow"}], [{"shape": "pyramid"}, {}], [{}, {"shape": "sphere"}], [{"shape": "sphere"}] * 4, []],
+)
+def test_what_the_judge_cannot_look_for_is_refused(tmp_path, said):
+    path = tmp_path / "mine.jsonl"
+    path.write_text(json.dumps({"prompt": "a", "seed": 4, "said": said}))
+    with pytest.raises(AppError, match="E_PROMPTS|E_INPUT"):
+        read_prompts(path)
+
+
+@pytest.mark.parametrize("words", ["--count abc", "--count 0", "--count 2.5", "--guidance abc", "--guidance 99"])
+def test_bad_numbers_are_refused_before_anything_is_loaded(words, capsys):
+    assert command_line.main(["evaluate", *words.split()]) == 2
+    assert capsys.readouterr().err.startswith(("[E_NUMBER]", "[E_GUIDANCE]"))
+
+
 @pytest.mark.parametrize("content", [b"not json", b'{"prompt": "a"}', b"[1, 2]", b"\xff\xfe", b'{"prompt": "a", "seed": "x", "said": []}', None])
 def test_a_bad_file_is_refused(tmp_path, content):
     path = tmp_path / "bad.jsonl"

@@ -78,7 +78,10 @@ CATALOGUE = {  # code: (what is wrong, what to do)
     "E_OUTPUT": ("The file {given} cannot be written.", "Choose a folder that exists and can be written to."),
     "E_DISK": ("The disk is full or refuses the file {given}.", "Make room, then resume: the checkpoint before is kept."),
     "E_INPUT": ("The file {given} cannot be read.", "Check the name and the right to read it."),
-    "E_PROMPTS": ("The file {given} holds no prompts.", "Write one a line."),
+    "E_PROMPTS": (
+        "The file {given} holds no prompts that are wanted here.",
+        "Write one a line; evaluate wants them as assets/prompts.jsonl has them.",
+    ),
     "E_LINE": ("The line is not understood: {detail}.", "Write a prompt, or a JSON object with prompt and other fields of a request."),
     "E_LINES": ("Of {lines} lines, {count} gave no clip.", "See above which; correct them and run the same again: what is made is kept."),
     "E_NO_SETTINGS": ("The file {given} carries no settings of this project.", "Choose an mp4, GIF or PNG that was made here."),

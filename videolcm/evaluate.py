@@ -29,22 +29,20 @@ def read_prompts(path=None, count=None):
     try:
         lines = Path(path or PROMPTS).read_text(encoding="utf-8").splitlines()
         rows = [json.loads(line) for line in lines if line.strip()][:count]
-        rows = [{"prompt": row["prompt"], "seed": int(row["seed"]), "said": known_said(row["said"])} for row in rows]
+        rows = [{"prompt": row["prompt"], "seed": int(row["seed"]), "said": row["said"]} for row in rows]
+        known = all(can_be_seen(row["said"]) for row in rows)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise AppError("E_INPUT", given=path or PROMPTS.name) from error
-    if not rows:
+    if not rows or not known:
         raise AppError("E_PROMPTS", given=path or PROMPTS.name)
     return rows
 
 
-def known_said(said):
-    """What a prompt says, as a Plot has it, if the judge can look for all of it: one toy or two, then the scene. ValueError."""
-    toys, scene = said[:-1], said[-1]
+def can_be_seen(said):
+    """Whether the judge can look for all that a prompt says, as a Plot has it: one toy or two, then the scene."""
     values = [pair for part in said for pair in part.items()]
-    ours = all(value in ATTRIBUTES[name] for name, value in values) and not {*scene} - {*SCENE_ATTRIBUTES}
-    if not 1 <= len(toys) <= 2 or not values or not ours:
-        raise ValueError("nothing that the judge knows")
-    return said
+    ours = all(value in ATTRIBUTES[name] for name, value in values)
+    return 1 <= len(said) - 1 <= 2 and bool(values) and ours and {*said[-1]} <= {*SCENE_ATTRIBUTES}
 
 
 def held_out(count):

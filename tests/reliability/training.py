@@ -190,14 +190,15 @@ def writers(place):
 
     from videolcm import checkpoint, grid, training, video
     from videolcm.history import History
-    from videolcm.jobs import Jobs, last_note, note
+    from videolcm.jobs import Jobs, Knobs, last_note, note
     from videolcm.training import TrainStep
 
     weights, journal, history, kept = place / "weights", place / ("0" * 32), History(place / "clips"), []
     journal.mkdir()
     (journal / "job.json").write_text('{"created": 1, "arguments": []}')
     jobs, frames = Jobs(place), np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), np.uint8)
-    job = jobs.read(journal)
+    job, begun = jobs.read(journal), Jobs(place / "begun")
+    begun.spawn = lambda folder, arguments: None  # that a job is written down is what is asked for
 
     (place / "upload").write_bytes(bytes(4000))
 
@@ -217,8 +218,8 @@ def writers(place):
         "gif": (lambda i: grid.write_gif(place / "a.gif", [("a", frames)], 8, {"i": i}), lambda: video.read_settings(place / "a.gif")["i"]),
         "sheet": (lambda i: grid.write_sheet(place / "a.png", [("a", frames)], {"i": i}), lambda: video.read_settings(place / "a.png")["i"]),
         "own clips": (
-            lambda i: jobs.copy([(place / "upload", f"clip {i}")], place / f"job{i}"),
-            lambda: max(int(path.name[3:]) for path in place.glob("job*")),
+            lambda i: begun.start(Knobs(), "toybox", [(place / "upload", f"clip {i}")]),
+            lambda: max(int(path.read_text().split()[1]) for path in begun.folder.rglob("*.txt")),
         ),
         "history": (keep, lambda: history.list("0" * 32)[0].settings["i"]),
         "journal": (lambda i: note(journal, "PAUSED", f"{i} " + "x" * 4000), lambda: int(last_note(journal)["message"].split()[0])),

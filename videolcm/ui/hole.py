@@ -10,6 +10,7 @@ import gradio as gr
 from gradio.components.base import server
 from gradio.components.image_editor import AcceptBlobs, EditorDataBlobs
 
+from videolcm.errors import AppError
 from videolcm.ui.handlers import make_first_frame, make_mask_preview
 from videolcm.ui.parts import control, given, unchecked
 
@@ -47,14 +48,14 @@ def build_hole(look=True):
 def layer_sent(component, data: AcceptBlobs):
     """In place of the editor's own, which makes room for any index and keeps whatever nobody asks for: a few layers of the newest paintings.
 
-    ValueError for an index that no layer has.
+    AppError E_NUMBER for an index that no layer has.
     """
     told, waiting = data.data, component.blob_storage
     if told["type"] != "layer":  # the picture that was painted on is the server's own
         return
     index = int(told["index"])
     if not 0 <= index < LAYERS:
-        raise ValueError("there is no such layer")
+        raise AppError("E_NUMBER", name="The layer", range=f"a whole number from 0 to {LAYERS - 1}", given=index)
     waiting.setdefault(told["id"], EditorDataBlobs(background=None, layers=[None] * LAYERS, composite=None)).layers[index] = data.files[0][1]
     while len(waiting) > 1 and sum(len(layer or b"") for one in waiting.values() for layer in one.layers) > WAITING:
         del waiting[next(iter(waiting))]
