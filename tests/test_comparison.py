@@ -155,7 +155,7 @@ def test_one_cell_is_stopped_by_its_button(compared, tab):
         compared.get_by_role("button", name="Compare", exact=True).click()
         compared.get_by_role("button", name="Stop 8 steps").click()
         compared.locator(".tile[data-state=making] canvas").first.wait_for()
-        compared.get_by_text("Stopped: 4 clips").wait_for()
+        compared.get_by_text("Done: 4 clips").wait_for()
     finally:
         model.delay = 0.02
     states = [compared.locator(".tile").nth(i).get_attribute("data-state") for i in range(5)]

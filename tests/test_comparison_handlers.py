@@ -186,7 +186,7 @@ def test_one_cell_is_stopped_and_the_rest_goes_on():
         if "board" in update:
             shown = update
             stops.stop_cell(1)
-    assert states(shown) == ["done", "stopped", "done"] and "Stopped: 2 clips" in shown["status"]
+    assert states(shown) == ["done", "stopped", "done"] and "Done: 2 clips" in shown["status"] and "1 without a clip" in shown["status"]
     assert len(engine.models["toybox", "student"].calls) == 1
 
 

@@ -18,7 +18,7 @@ from videolcm.errors import AppError
 from videolcm.jobs import Job, Jobs, note
 from videolcm.ui import Engine, build_ui, launch
 from videolcm.ui import distil_messages as say
-from videolcm.ui.distil_handlers import BUTTONS, PROMPT, Guard, guard_of, make_action, make_compare_now, make_refresh, make_start
+from videolcm.ui.distil_handlers import BUTTONS, PROMPT, Guard, guard_of, make_action, make_compare_now, make_refresh, make_start, table
 
 STEP = {"iteration": 1, "iterations": 4, "loss": 0.5, "lr": 1e-5, "samples_per_second": 8.0, "figures": None, "skipped": 0, "seconds": 2.0}
 
@@ -309,6 +309,23 @@ def test_a_fine_tune_in_a_browser_survives_a_reload_and_becomes_a_model(browser,
     page.get_by_text("No fine-tune chosen.").wait_for()
     assert site[1].list() == [] and not failed
     page.close()
+
+
+@pytest.mark.parametrize(
+    ("state", "arguments", "part"), [("RUNNING", (), "0.250"), ("RUNNING", ("--minutes", "1"), "0.500"), ("DONE", ("--minutes", "1"), "1.000")]
+)
+def test_the_bar_is_of_what_ends_first(state, arguments, part):
+    shown = say.status(Job("d" * 32, Path("nowhere"), state, "", 0.0, arguments), [{**STEP, "spent": 30.0}])
+    assert f'value="{part}"' in shown
+
+
+def test_what_is_between_iterations_counts():
+    steps = [{**STEP, "iteration": i, "iterations": 20, "spent": 5.0 * i} for i in range(1, 11)]
+    assert "about 50 s left" in say.status(Job("d" * 32, Path("nowhere"), "RUNNING", "", 0.0, ()), steps)
+
+
+def test_the_curves_axes_are_numbers_from_the_start():
+    assert [str(kind) for kind in table([]).dtypes] == [str(kind) for kind in table([(1, 0.5)]).dtypes] == ["float64", "float64"]
 
 
 def test_what_a_job_was_told_is_said_until_it_is_done(tmp_path):

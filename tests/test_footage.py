@@ -172,6 +172,7 @@ def test_one_frame_is_enough(tmp_path):
 def test_start_after_the_end(tmp_path):
     path = make(tmp_path / "a.mp4", corners())
     assert "second 100." in refused(path, "E_VIDEO_START", start=100)
+    assert "second 99." in refused(VIDEOS / "world.mp4", "E_VIDEO_START", start=99)  # of which ffmpeg says more than nothing
 
 
 @pytest.mark.parametrize("start", [-1, float("nan"), float("inf"), "2", None, True])

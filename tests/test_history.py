@@ -90,7 +90,7 @@ def test_the_tab_lists_shows_and_deletes(tmp_path, history):
     name = keep(history, 7)
     listed, said, delete, *shown = look(visitor())
     assert delete["interactive"] is False and shown == [None, None]  # nothing is chosen
-    assert [value for _, value in listed.choices] == [name] and "clip 7" in listed.choices[0][0] and " kB of 2.15 GB" in said
+    assert [value for _, value in listed.choices] == [name] and "clip 7" in listed.choices[0][0] and " kB of 2.00 GB" in said
     assert look(visitor(OTHER))[0].choices == [] and look(None)[0].choices == []
     with pytest.raises(gr.Error):
         next(show(name, visitor(OTHER)))
@@ -189,6 +189,6 @@ def test_a_browser_that_comes_back_finds_its_clips(tmp_path, history):
         with httpx.Client(base_url=url, timeout=60, cookies=cookies) as second:
             index = {event["api_name"]: event["id"] for event in second.get("config").json()["dependencies"]}
             listed, said, *_ = second.post("gradio_api/run/predict", json={"data": [], "fn_index": index["look"], "session_hash": "a"}).json()["data"]
-        assert "seed 9" in str(listed) and " of 2.15 GB" in said
+        assert "seed 9" in str(listed) and " of 2.00 GB" in said
     finally:
         blocks.close()

@@ -62,6 +62,7 @@ BAD = [
     ("E_CELL_ROLE", ["compare", PROMPT, "--role", "pupil"]),
     ("E_PROMPT_EMPTY", ["compare", ""]),
     ("E_ARGUMENTS", ["compare", PROMPT, "--mask", "in.png"]),
+    ("E_ARGUMENTS", ["compare", PROMPT, "--out", "a.mp4", "--sheet", "./a.mp4"]),
     *(("E_OUTPUT", ["compare", PROMPT, option, "no/such/folder/file"]) for option in ("--out", "--sheet", "--gif")),
 ]
 

@@ -94,8 +94,10 @@ def run_compare(args):
 
     request, notices = request_of(Namespace(**{**vars(args), "steps": None, "sampler": None, "role": "student"}))
     cells, reference = cells_of(args)
-    roles = {cell.role for cell in requests_of(request, cells, reference)}
-    for path in filter(None, (args.out, args.sheet, args.gif)):
+    roles, paths = {cell.role for cell in requests_of(request, cells, reference)}, [*filter(None, (args.out, args.sheet, args.gif))]
+    if len({path.absolute() for path in paths}) < len(paths):
+        raise AppError("E_ARGUMENTS", detail="--out, --sheet and --gif want files of their own")
+    for path in paths:
         require_writable(path)
     models, done, failed = {}, {}, {}
     for role in sorted(roles):

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from numbers import Real
@@ -214,8 +214,11 @@ def decode(folder, demuxer, source, wanted):
     command = [*reading(demuxer), "-v", "error", *decoder, *seek, "-i", UPLOAD, *output]
     data, said = run_ffmpeg(folder, command, count * frame_bytes)
     n = len(data) // frame_bytes
+    if n == 0 and wanted.start:
+        decode(folder, demuxer, source, replace(wanted, start=0.0, frames=1))  # which says what is wrong with the file, if anything is
+        raise AppError("E_VIDEO_START", given=f"{wanted.start:g}")
     if n == 0:
-        raise AppError("E_VIDEO_START", given=f"{wanted.start:g}") if wanted.start and not said.strip() else refusal(said)
+        raise refusal(said)
     return np.frombuffer(data, np.uint8, n * frame_bytes).reshape(n, wanted.height, wanted.width, 4)
 
 

@@ -19,7 +19,7 @@ from .video import read_settings, require_writable
 
 KEY = re.compile("[0-9a-f]{32}")
 NAME = re.compile("[0-9]{20}-[0-9a-f]{8}")  # nanoseconds first: names sort as they were made
-MAX_BYTES = 2 << 30
+MAX_BYTES = 2 * 10**9
 MAX_CLIPS = 200
 SHOWN = 24  # of one key
 

@@ -21,9 +21,10 @@ from videolcm.ui.tabs import OWN, REQUIRED, TABS
 Textbox, Slider, Radio, Checkbox, CheckboxGroup = map(unchecked, (gr.Textbox, gr.Slider, gr.Radio, gr.Checkbox, gr.CheckboxGroup))
 SAMPLERS = (("Own", OWN), ("LCM", "lcm"), ("TCD", "tcd"), ("DDIM", "ddim"))
 OWN_ROLES = ("student", "teacher")
-LEGEND = """The seconds are from prompt to mp4, a file for each clip; cells with one text encoder read the prompt once. *Distance*, *PSNR*
-and *motion kept* are beside the reference; without one, *motion* is in pixels per frame. *Flicker*: how many of 255 levels a pixel changes on its
-way to the next frame."""
+LEGEND = """The seconds are what each clip takes by itself, from prompt to mp4; below, the plot leaves writing out. *Distance*, *PSNR* and *motion
+kept* are beside the reference; without one, *motion* is in pixels per frame. *Flicker*: how many of 255 levels a pixel changes on its way to the
+next frame. *Text match*: how much of the prompt the judge sees, who looks at the whole and may call a lump a ball. *Depth error*, *correlation*
+and *edge F1*: what is read in the clip beside what is read in the video."""
 NUMBERS = ("seed", "gamma", "teacher_steps", "frames", "strength", "grow", "feather", "start", "span")  # of the API's arguments
 QUIET = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
 DEVICE = {"concurrency_id": "device", "concurrency_limit": 1}

@@ -187,8 +187,9 @@ def summary(board, notices=()):
     if not done:
         return messages.plain("Stopped.")
     total = sum(one.result.seconds["total"] for one in done)
-    said = "Done" if len(done) == len(board.tiles) else "Stopped"
-    text = f"{said}: {len(done)} clip{'s' * (len(done) != 1)} in {total:.2f} s from the same noise · seed {done[0].result.settings['seed']}"
+    left = len(board.tiles) - len(done)
+    text = f"Done: {len(done)} clip{'s' * (len(done) != 1)} in {total:.2f} s from the same noise · seed {done[0].result.settings['seed']}"
+    text += f" · {left} without a clip" if left else ""
     sentences = [*notices, *done[0].result.notices, done[0].metrics["unmatched"]]
     return messages.plain(text, notices=[sentence for sentence in sentences if sentence])
 

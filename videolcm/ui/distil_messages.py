@@ -44,7 +44,7 @@ def status(job, steps):
         notices.append(f"Skipped {last['skipped']} iterations whose loss was not a number.")
     if job.state == "DONE" and last["iteration"] < last["iterations"]:
         notices.append("Its minutes were over before its iterations; its student is what it had learned by then.")
-    return plain(text, last["iteration"] / last["iterations"], notices)
+    return plain(text, 1.0 if job.state == "DONE" else part_done(job, last), notices)
 
 
 WAITING = {"QUEUED": "waiting for its turn", "RUNNING": "reading the teacher and the clips; the first time clips are rendered, which takes minutes"}
@@ -56,16 +56,27 @@ WISHED = {
 
 def seconds_left(job, steps):
     """Until the iterations are done, or the minutes are over if that comes first."""
-    last, asked = steps[-1], job.arguments
-    minutes = float(asked[asked.index("--minutes") + 1]) if "--minutes" in asked else math.inf
+    last = steps[-1]
     by_iterations = (last["iterations"] - last["iteration"]) * seconds_each(steps)
-    return max(0.0, min(by_iterations, minutes * 60 - last.get("spent", 0.0)))
+    return max(0.0, min(by_iterations, minutes_of(job) * 60 - last.get("spent", 0.0)))
+
+
+def part_done(job, last):
+    """How much of its iterations or of its minutes is over, whichever is more, in 0..1."""
+    return min(1.0, max(last["iteration"] / last["iterations"], last.get("spent", 0.0) / max(1.0, minutes_of(job) * 60)))
+
+
+def minutes_of(job):
+    asked = job.arguments
+    return float(asked[asked.index("--minutes") + 1]) if "--minutes" in asked else math.inf
 
 
 def seconds_each(steps):
-    """How long an iteration takes, by the last ones; logs of an earlier release do not say it."""
-    recent = [step.get("seconds", 0.0) for step in steps[-20:]]
-    return sum(recent) / len(recent)
+    """How long an iteration takes, by the last ones, with what is between them: clips, previews. Logs of an earlier release do not say it."""
+    recent = steps[-20:]
+    inside = sum(step.get("seconds", 0.0) for step in recent) / len(recent)
+    between = (recent[-1].get("spent", 0.0) - recent[0].get("spent", 0.0)) / max(1, len(recent) - 1)  # below 0 where the run was resumed
+    return max(inside, between)
 
 
 def duration(seconds):

@@ -65,7 +65,9 @@ def label(kept):
     """A clip as the list has it."""
     asked, made = kept.settings, time.strftime("%d %b %H:%M", time.localtime(kept.made))
     by = " ".join(str(asked[name]) for name in ("model", "role") if name in asked and asked[name] not in OWN)
-    return " · ".join([made, str(asked.get("prompt")), f"{asked.get('steps')} steps", f"seed {asked.get('seed')}", *filter(None, [by])])
+    task = asked.get("task") if asked.get("task") != "text" else None
+    steps = f"{asked.get('steps')} step{'s' * (asked.get('steps') != 1)}"
+    return " · ".join(filter(None, [made, str(asked.get("prompt")), task, steps, f"seed {asked.get('seed')}", by]))
 
 
 def said(history, kept):
