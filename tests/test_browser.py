@@ -314,6 +314,30 @@ def test_the_shipped_model_makes_a_clip_that_moves(browser):
         blocks.close()
 
 
+def test_a_clip_that_somebody_removed_is_one_sentence_and_the_page_goes_on(browser, tmp_path):
+    engine, history = Engine(load=lambda ref, role: FakeModel(role)), History(tmp_path / "clips")
+    blocks = build_ui(engine, history=history)
+    _, url, _ = launch(blocks, engine, server_name="127.0.0.1", quiet=True)
+    tab = browser.new_page()
+    tab.set_default_timeout(PATIENCE)
+    try:
+        tab.goto(url)
+        generate(tab, "the big cube spins")
+        finished(tab)
+        tab.get_by_role("tab", name="History").click()
+        tab.get_by_text("· the big cube spins ·").wait_for()
+        for path in history.folder.glob("*/*.mp4"):
+            path.unlink()
+        tab.get_by_text("· the big cube spins ·").click()
+        tab.get_by_text("[E_KEPT]").first.wait_for()
+        tab.get_by_role("tab", name="Text to video").click()
+        generate(tab, "a red ball")
+        finished(tab)
+    finally:
+        tab.close()
+        blocks.close()
+
+
 def test_a_closed_tab_loses_nothing_that_was_finished(browser, tmp_path):
     engine, history = Engine(load=lambda ref, role: FakeModel(role)), History(tmp_path / "clips")
     blocks = build_ui(engine, history=history)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -200,7 +201,9 @@ def test_room_is_kept_for_the_last_words(tmp_path):
     folder = tmp_path / ("c" * 32)
     folder.mkdir()
     refused("E_DISK", work, folder, run, False)
-    assert not (folder / "reserve").exists() and read_lines(folder / "journal.jsonl")[-1]["state"] == "FAILED"
+    last = read_lines(folder / "journal.jsonl")[-1]
+    assert not (folder / "reserve").exists() and last["state"] == "PAUSED"
+    assert re.fullmatch(r"\[E_DISK\] The disk is full .* resume: the checkpoint before is kept. [\d,]+ MB are free.", last["message"])
 
 
 def test_a_journal_with_half_a_line(tmp_path):

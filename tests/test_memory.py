@@ -1,7 +1,10 @@
 """Memory that runs out, at every step and stage: the clip is given up, nothing of it is kept, what to change is said, and the next one is made."""
 
 import gc
+import subprocess
+import sys
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -103,6 +106,31 @@ def test_at_every_step_and_stage_the_clip_is_given_up_and_the_next_one_made(kind
             assert isinstance(again, Result) and again.sha256 == result.sha256
     finally:
         gc.enable()
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the address space is limited as Linux does it")
+def test_a_processor_that_really_has_no_more():
+    """A process that may have 50 MB more than a small clip took: a large one is refused, the small one made again."""
+    code = """
+import resource
+from videolcm import models
+from videolcm.errors import AppError
+from videolcm.pipeline import Request, generate
+model, small = models.load("toybox", device="cpu"), Request("a red ball", steps=1, frames=8, width=128, height=128)
+*_, first = generate(model, small)
+size = int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1]) * 1024
+resource.setrlimit(resource.RLIMIT_AS, (size + (50 << 20), resource.RLIM_INFINITY))
+try:
+    list(generate(model, Request("a red ball", steps=2, frames=32, width=512, height=512)))
+except AppError as error:
+    print(error)
+*_, again = generate(model, small)
+print(again.sha256 == first.sha256)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1], check=True)
+    refusal, same = done.stdout.splitlines()
+    assert refusal.startswith("[E_MEMORY] The device has not enough memory for 32 frames of 512x512: ") and "GB more were asked for" in refusal
+    assert same == "True"
 
 
 def test_other_errors_stay_what_they_are():

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from conftest import CELL, FakeModel, moving_square
 
@@ -306,6 +307,13 @@ def test_nonfinite(model, where):
     setattr(model, where, broken if where == "decode" else lambda x_t, t, cond: x_t * math.inf)
     with pytest.raises(AppError, match="E_NONFINITE"):
         result_of(model)
+
+
+def test_weights_that_are_no_numbers_make_no_clip():
+    model = tiny.toybox("student", torch.float32)
+    model.denoiser.leave.bias.data[0] = math.inf
+    with pytest.raises(AppError, match="E_NONFINITE"):
+        list(generate(model, Request("a red ball", steps=1, frames=8, height=128, width=128)))
 
 
 def test_to_frames_rounds_and_clamps():

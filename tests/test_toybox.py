@@ -1,5 +1,6 @@
 """The networks of the embedded model, tiny and untrained: shapes at any size, what reaches the output, and that nothing strays from its device."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -8,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from tiny import CODEC, DENOISER, TEXT, codec, denoiser, randn, text, toybox
 
+from videolcm.errors import AppError
 from videolcm.models import load
 from videolcm.models.base import Conditions
 from videolcm.models.codec import Codec
-from videolcm.models.toybox import Denoiser, TextEncoder, Toybox, build, config_of
+from videolcm.models.toybox import Denoiser, TextEncoder, Toybox, build, config_of, write_network
 from videolcm.pipeline import to_frames
 from videolcm.pretrain_codec import fit_transform
 from videolcm.sampling import Noise, guided, sample_lcm
@@ -345,3 +347,12 @@ def test_conversions_stay_on_the_device(pretend):
     made = [f(x, x, t) for f in (schedule.add_noise, schedule.x0_from_v, schedule.eps_from_v, schedule.v_from_x0_eps, schedule.eps_from_x0)]
     made += [schedule.ddim_step(x, x, t, t), schedule.ddim_step(x, x, t), schedule.c_skip(t), schedule.c_out(t)]
     assert {value.device.type for value in made} == {"cuda"}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 70000.0])
+def test_weights_that_float16_cannot_hold_are_not_written(tmp_path, value):
+    net = denoiser()
+    net.leave.bias.data[0] = value
+    with pytest.raises(AppError, match="E_NOT_FINITE"):
+        write_network(tmp_path / "student.safetensors", net)
+    assert not list(tmp_path.iterdir())

@@ -284,6 +284,14 @@ def test_api_refuses_what_no_client_sends(page, client, code, values):
     assert client.predict(PROMPT, steps=1, **SMALL, api_name="/text")[1]["steps"] == 1
 
 
+def test_a_body_that_is_no_text_is_refused(page, client):
+    answer = httpx.post(
+        page[0] + "/gradio_api/call/text", content=b'{"data": ["\xff\xfe"]}', headers={"content-type": "application/json"}, timeout=60
+    )
+    assert 400 <= answer.status_code < 500 and "Traceback" not in answer.text
+    assert client.predict(PROMPT, steps=1, **SMALL, api_name="/text")[1]["steps"] == 1
+
+
 def test_health(page):
     assert httpx.get(page[0] + "/healthz").status_code == 200
     page[1].model("student")

@@ -46,6 +46,12 @@ def write_weights(path, tensors):
     return sha256_of(path)
 
 
+def require_finite(name, weights):
+    """AppError E_NOT_FINITE if not every value of {name: tensor} is a number: no such model is handed to anybody."""
+    if not all(value.isfinite().all() for value in weights.values()):
+        raise AppError("E_NOT_FINITE", given=name)
+
+
 def misfits(mine, weights):
     """What differs between two {name: tensor}, sorted: names that the second lacks or has besides, or in another shape, which are both said."""
     shapes = {name: [tuple(of[name].shape) if name in of else None for of in (weights, mine)] for name in mine.keys() | weights.keys()}

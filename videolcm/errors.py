@@ -32,6 +32,10 @@ CATALOGUE = {  # code: (what is wrong, what to do)
         "The file {given} is not what its manifest says: it is damaged or was changed.",
         "Restore it, or delete it to start from the one before.",
     ),
+    "E_NOT_FINITE": (
+        "The weights of {given} are not all numbers, or too large to be written: they were not.",
+        "Go on from an earlier checkpoint, with a lower rate.",
+    ),
     "E_CHECKPOINT_KEYS": ("The weights in {given} do not fit the network: {detail}.", "Use weights made for this network."),
     "E_CONVERT": (
         "A model is loaded from a folder, not from a checkpoint file like {given}.",

@@ -374,6 +374,17 @@ class Worker:
 ENDS = {None: "DONE", "pause": "PAUSED", "cancel": "CANCELLED", "orphan": "PAUSED"}
 
 
+def last_words(error, folder):
+    """(state, message) of a job that ended by this error: one for which the disk had no room waits until there is some."""
+    if isinstance(error, KeyboardInterrupt):
+        return "PAUSED", ""
+    if not isinstance(error, AppError):
+        return "FAILED", str(AppError("E_INTERNAL"))
+    if error.code == "E_DISK":
+        return "PAUSED", f"{error} {shutil.disk_usage(folder).free >> 20:,} MB are free."
+    return "FAILED", str(error)
+
+
 def work(folder, run, child=True):
     """`run(worker)` as the job in `folder`, with its states in the journal; returns what it returns, {} if it was stopped before it began.
 
@@ -394,10 +405,8 @@ def work(folder, run, child=True):
                 note(worker.folder, "RUNNING")
                 result = run(worker)
         except BaseException as error:
-            stopped = isinstance(error, KeyboardInterrupt)
-            refusal = error if isinstance(error, AppError) else AppError("E_INTERNAL")
             reserve.unlink(missing_ok=True)
-            note(worker.folder, "PAUSED" if stopped else "FAILED", "" if stopped else str(refusal))
+            note(worker.folder, *last_words(error, worker.folder))
             raise
         finally:
             worker.ended = True

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 
 from diffusers import DDIMScheduler, LCMScheduler, UNet3DConditionModel
 
-from ..checkpoint import read_weights, sha256_of, write_json, write_weights
+from ..checkpoint import read_weights, require_finite, sha256_of, write_json, write_weights
 from ..errors import AppError
 from . import facts_of, fill
 from .base import Learned, ModelInfo
@@ -133,8 +133,9 @@ def write_parts(net, scheduler, folder):
 def write_student(net, base, out):
     """Writes a student of the model in the folder `base` into `out`, file by file over an earlier one; returns what its manifest says.
 
-    Its scheduler is the teacher's as LCM. AppError E_DISK.
+    Its scheduler is the teacher's as LCM. AppError E_DISK, E_NOT_FINITE.
     """
+    require_finite("student", net.state_dict())
     scheduler = LCMScheduler.from_config(read_config(base, "scheduler/scheduler_config.json"), set_alpha_to_one=True)
     try:
         with TemporaryDirectory(prefix=".student-", dir=out) as temporary:

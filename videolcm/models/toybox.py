@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..checkpoint import write_weights
+from ..checkpoint import require_finite, write_weights
 from ..memory import in_parts
 from ..schedule import Schedule
 from .base import VideoModel
@@ -392,8 +392,9 @@ def config_of(net):
 
 
 def write_network(path, net):
-    """Writes the weights of `net` as float16 at `path`; returns the manifest's entry, from which the door rebuilds it."""
+    """Writes the weights of `net` as float16 at `path`; returns the manifest's entry, from which the door rebuilds it. AppError E_NOT_FINITE."""
     weights = {name: value.half() if value.is_floating_point() else value for name, value in net.state_dict().items()}
+    require_finite(path.stem, weights)
     return {"file": path.name, "sha256": write_weights(path, weights), "config": config_of(net)}
 
 
