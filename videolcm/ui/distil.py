@@ -9,7 +9,7 @@ import gradio as gr
 from videolcm.jobs import ALLOWED, CONDITIONS, OPTIMISERS, PRESETS, Knobs
 from videolcm.sources import licence_of
 from videolcm.ui import distil_messages as say
-from videolcm.ui.distil_handlers import make_action, make_compare_now, make_refresh, make_start, suggested, table
+from videolcm.ui.distil_handlers import make_action, make_compare_now, make_refresh, make_start, suggested
 from videolcm.ui.parts import paths_of, unchecked
 
 Textbox, Number, Radio, Dropdown = map(unchecked, (gr.Textbox, gr.Number, gr.Radio, gr.Dropdown))
@@ -97,7 +97,7 @@ def build_progress():
     with gr.Row():
         buttons = {action: gr.Button(action.capitalize(), min_width=70, size="sm", interactive=False) for action in ALLOWED}
     status = gr.HTML(say.NOTHING, elem_classes="status")
-    curve = gr.LinePlot(table([]), x="iteration", y="loss", height=220, label="Loss")
+    curve = gr.LinePlot(x="iteration", y="loss", height=220, label="Loss")
     previews = gr.HTML("")
     buttons["compare"] = gr.Button("Compare now: before, this student, the teacher", size="sm", interactive=False)
     return [chosen, status, curve, previews], buttons

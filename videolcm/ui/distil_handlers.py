@@ -226,7 +226,7 @@ def possible(jobs, job):
 
 
 def table(points):
-    """Points of the curve as gr.LinePlot takes them: as numbers also when there are none yet, or the axes would be of words for good."""
+    """Points of the curve as gr.LinePlot takes them, None where there are none yet: of an empty table it would make axes of words, for good."""
     import pandas
 
-    return pandas.DataFrame(points, columns=["iteration", "loss"], dtype=float)
+    return pandas.DataFrame(points, columns=["iteration", "loss"], dtype=float) if points else None
