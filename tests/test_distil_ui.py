@@ -18,7 +18,7 @@ from videolcm.errors import AppError
 from videolcm.jobs import Job, Jobs, note
 from videolcm.ui import Engine, build_ui, launch
 from videolcm.ui import distil_messages as say
-from videolcm.ui.distil_handlers import BUTTONS, PROMPT, Guard, guard_of, make_action, make_compare_now, make_refresh, make_start, table
+from videolcm.ui.distil_handlers import BUTTONS, PROMPT, Guard, drawn, guard_of, make_action, make_compare_now, make_refresh, make_start
 
 STEP = {"iteration": 1, "iterations": 4, "loss": 0.5, "lr": 1e-5, "samples_per_second": 8.0, "figures": None, "skipped": 0, "seconds": 2.0}
 
@@ -142,13 +142,13 @@ def test_the_clock_tells_what_changed_and_only_that(tmp_path):
     look = make_refresh(Jobs(tmp_path), Guard())
     listed, status, curve, previews, *_, shown = look(None, {})
     assert listed["value"] == "a" * 32 and "PAUSED" in listed["choices"][0][0]
-    assert "iteration 2 of 4" in status and list(curve["loss"]) == [0.5, 0.5]
+    assert "iteration 2 of 4" in status and list(curve["value"]["loss"]) == [0.5, 0.5]
     assert "data:video/mp4;base64,Y2xpcA==" in previews and "4 steps: file removed" in previews
     assert all(update == gr.skip() for update in look("a" * 32, json.loads(json.dumps(shown)))[:-1])
     with open(folder / "log.jsonl", "a") as file:
         file.write(json.dumps({**STEP, "iteration": 3, "loss": None, "skipped": 1}) + "\n")
     _, status, curve, *_ = look("a" * 32, shown)
-    assert "Skipped 1" in status and len(curve) == 2
+    assert "Skipped 1" in status and len(curve["value"]) == 2
 
 
 def test_the_time_left_is_iterations_times_their_seconds():
@@ -324,8 +324,9 @@ def test_what_is_between_iterations_counts():
     assert "about 50 s left" in say.status(Job("d" * 32, Path("nowhere"), "RUNNING", "", 0.0, ()), steps)
 
 
-def test_the_curves_axes_are_numbers_from_the_start():
-    assert table([]) is None and [str(kind) for kind in table([(1, 0.5)]).dtypes] == ["float64", "float64"]
+def test_the_curve_is_there_with_its_first_point_and_of_numbers():
+    assert drawn([]).get("visible") is not True and len(drawn([])["value"]) == 0
+    assert drawn([(1, 0.5)])["visible"] and [str(kind) for kind in drawn([(1, 0.5)])["value"].dtypes] == ["float64", "float64"]
 
 
 def test_what_a_job_was_told_is_said_until_it_is_done(tmp_path):

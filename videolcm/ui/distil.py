@@ -97,7 +97,7 @@ def build_progress():
     with gr.Row():
         buttons = {action: gr.Button(action.capitalize(), min_width=70, size="sm", interactive=False) for action in ALLOWED}
     status = gr.HTML(say.NOTHING, elem_classes="status")
-    curve = gr.LinePlot(x="iteration", y="loss", height=220, label="Loss")
+    curve = gr.LinePlot(x="iteration", y="loss", height=220, label="Loss", visible=False)
     previews = gr.HTML("")
     buttons["compare"] = gr.Button("Compare now: before, this student, the teacher", size="sm", interactive=False)
     return [chosen, status, curve, previews], buttons

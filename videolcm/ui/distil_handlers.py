@@ -212,7 +212,7 @@ def updates(jobs, chosen, shown):
     make = {
         "list": lambda: gr.update(choices=[tuple(pair) for pair in now["list"][:-1]], value=now["list"][-1]),
         "status": lambda: now["status"],
-        "curve": lambda: table(say.curve(steps)),
+        "curve": lambda: drawn(say.curve(steps)),
         "previews": lambda: say.previews(job, steps) if job else "",
         **{button: partial(gr.update, interactive=now[button]) for button in BUTTONS},
     }
@@ -225,8 +225,9 @@ def possible(jobs, job):
     return told | {"compare": bool(job) and name_of(job.id) in students(jobs.folder)}
 
 
-def table(points):
-    """Points of the curve as gr.LinePlot takes them, None where there are none yet: of an empty table it would make axes of words, for good."""
+def drawn(points):
+    """The update of a gr.LinePlot, which comes with the first points: made of an empty table it would keep axes of words, and too little room."""
     import pandas
 
-    return pandas.DataFrame(points, columns=["iteration", "loss"], dtype=float) if points else None
+    table = pandas.DataFrame(points, columns=["iteration", "loss"], dtype=float)
+    return gr.update(value=table, visible=True) if points else gr.update(value=table)
