@@ -17,15 +17,20 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not 
 
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 PATIENCE = 120_000  # milliseconds: a busy machine is no failure
+SEEK = """async (video, time) => {  // to a frame that is on show: on a busy machine it comes after the event, or was there before
+    const shown = new Promise(resolve => { video.requestVideoFrameCallback(resolve); setTimeout(resolve, 1000); });
+    const arrived = new Promise(resolve => video.addEventListener('seeked', resolve, {once: true}));
+    video.currentTime = time;
+    await Promise.all([arrived, shown]);
+}"""
 FRAMES = """async video => {
+    const seek = SEEK;
     video.pause();
     const canvas = Object.assign(document.createElement('canvas'), {width: 64, height: 64});
     const pen = canvas.getContext('2d', {willReadFrequently: true});
     const seen = [];
     for (let i = 0; i < 16; i++) {
-        const arrived = new Promise(resolve => video.addEventListener('seeked', resolve, {once: true}));
-        video.currentTime = (i + 0.5) / 8;
-        await arrived;
+        await seek(video, (i + 0.5) / 8);
         pen.drawImage(video, 0, 0, 64, 64);
         const pixels = pen.getImageData(0, 0, 64, 64).data;
         let sum = 0, weight = 0;
@@ -33,24 +38,23 @@ FRAMES = """async video => {
         seen.push(sum / weight);
     }
     return seen;
-}"""
+}""".replace("SEEK", SEEK)
 CHANGES = """async video => {
+    const seek = SEEK;
     video.pause();
     const canvas = Object.assign(document.createElement('canvas'), {width: 128, height: 128});
     const pen = canvas.getContext('2d', {willReadFrequently: true});
     const moved = [];
     let last = null;
     for (let i = 0; i < 16; i++) {
-        const arrived = new Promise(resolve => video.addEventListener('seeked', resolve, {once: true}));
-        video.currentTime = (i + 0.5) / 8;
-        await arrived;
+        await seek(video, (i + 0.5) / 8);
         pen.drawImage(video, 0, 0, 128, 128);
         const pixels = pen.getImageData(0, 0, 128, 128).data;
         if (last) moved.push(pixels.reduce((sum, value, p) => sum + Math.abs(value - last[p]), 0) / pixels.length);
         last = pixels;
     }
     return moved;
-}"""
+}""".replace("SEEK", SEEK)
 BRUSH_IS_THERE = """() => [...document.querySelectorAll('.painting button')].some(b => b.getAttribute('aria-label') === 'Brush Size')"""
 
 
