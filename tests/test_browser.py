@@ -318,10 +318,18 @@ def test_the_shipped_model_makes_a_clip_that_moves(browser):
         blocks.close()
 
 
-def test_a_clip_that_somebody_removed_is_one_sentence_and_the_page_goes_on(browser, tmp_path):
+@pytest.fixture
+def keeping(tmp_path):
+    """(url, history) of a page of a FakeModel that keeps clips."""
     engine, history = Engine(load=lambda ref, role: FakeModel(role)), History(tmp_path / "clips")
     blocks = build_ui(engine, history=history)
     _, url, _ = launch(blocks, engine, server_name="127.0.0.1", quiet=True)
+    yield url, history
+    blocks.close()
+
+
+def test_a_clip_that_somebody_removed_is_one_sentence_and_the_page_goes_on(browser, keeping):
+    url, history = keeping
     tab = browser.new_page()
     tab.set_default_timeout(PATIENCE)
     try:
@@ -339,13 +347,10 @@ def test_a_clip_that_somebody_removed_is_one_sentence_and_the_page_goes_on(brows
         finished(tab)
     finally:
         tab.close()
-        blocks.close()
 
 
-def test_a_closed_tab_loses_nothing_that_was_finished(browser, tmp_path):
-    engine, history = Engine(load=lambda ref, role: FakeModel(role)), History(tmp_path / "clips")
-    blocks = build_ui(engine, history=history)
-    _, url, _ = launch(blocks, engine, server_name="127.0.0.1", quiet=True)
+def test_a_closed_tab_loses_nothing_that_was_finished(browser, keeping):
+    url, history = keeping
     context = browser.new_context()
     context.set_default_timeout(PATIENCE)
     try:
@@ -364,4 +369,3 @@ def test_a_closed_tab_loses_nothing_that_was_finished(browser, tmp_path):
         assert not list(history.folder.glob("*/*.mp4"))
     finally:
         context.close()
-        blocks.close()

@@ -190,14 +190,21 @@ def test_one_cell_is_stopped_and_the_rest_goes_on():
     assert len(engine.models["toybox", "student"].calls) == 1
 
 
-def test_stop_all_ends_at_the_next_step_and_leaves_what_is_done():
-    engine, stops = engine_of(), Stops()
+def last_board_after(engine, stops, happens):
+    """The last update with a board of a comparison in which something happens when the first cell is done."""
     stops.begin()
     for update in asked(engine, stops):
         if "board" in update:
             shown = update
             if states(update)[0] == "done" and not stops.everything:
-                assert "Stopping" in stops.stop_all()
+                happens()
+    return shown
+
+
+def test_stop_all_ends_at_the_next_step_and_leaves_what_is_done():
+    engine, stops, told = engine_of(), Stops(), []
+    shown = last_board_after(engine, stops, lambda: told.append(stops.stop_all()))
+    assert len(told) == 1 and "Stopping" in told[0]
     assert states(shown) == ["done", "stopped", "stopped"] and [one.cell.steps for one in stops.unwritten] == [1]
     assert (
         len(engine.models["toybox", "student"].calls) == 1 and ("toybox", "teacher") in engine.models and not engine.models["toybox", "teacher"].calls
@@ -206,14 +213,8 @@ def test_stop_all_ends_at_the_next_step_and_leaves_what_is_done():
 
 
 def test_compare_pressed_once_more_undoes_no_stop():
-    engine, stops = engine_of(), Stops()
-    stops.begin()
-    for update in asked(engine, stops):
-        if "board" in update:
-            shown = update
-            if states(update)[0] == "done" and not stops.everything:
-                stops.stop_all()
-                stops.begin()  # of which nothing comes while this one runs
+    stops = Stops()
+    shown = last_board_after(engine_of(), stops, lambda: (stops.stop_all(), stops.begin()))  # of the second nothing comes while this one runs
     assert states(shown) == ["done", "stopped", "stopped"] and not stops.everything and not stops.busy
 
 

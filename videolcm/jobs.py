@@ -35,6 +35,7 @@ ALLOWED = {  # what a job can be told to, in which states
 }
 CONDITIONS = ("text", "depth", "sketch", "masked")
 OPTIMISERS = ("adamw", "muon")
+UNREADABLE = OSError, ValueError, KeyError, TypeError  # a job that is being deleted, or that somebody damaged
 START_SECONDS = 60  # until a child that was started must have shown itself
 RESERVE = 1 << 14  # bytes on disk for the last words of a job
 GRACE_SECONDS = 3.5  # for a checkpoint, once the parent is gone
@@ -132,7 +133,7 @@ class Jobs:
         """All jobs, the newest first."""
         found = []
         for path in job_folders(self.folder).values():
-            with suppress(OSError, ValueError, KeyError, TypeError):  # it is being deleted, or somebody damaged it
+            with suppress(*UNREADABLE):
                 found.append(self.read(path))
         return sorted(found, key=lambda job: -job.created)
 
@@ -142,7 +143,7 @@ class Jobs:
             raise AppError("E_JOB", given=id)
         try:
             return self.read(self.folder / id)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except UNREADABLE as error:
             raise AppError("E_JOB", given=id) from error
 
     def read(self, folder):

@@ -20,13 +20,13 @@ ROLE_OF = {OWN: "student", "ddim": "teacher"}
 STEPS_INFO = "One is fastest. More are not always better: the tab Compare shows it for your prompt."
 ROLL = """(randomise, seed) => {
     document.querySelectorAll(".toast-close").forEach(button => button.click());
-    const now = performance.now(), pressed = (window.pressed ??= {}).%s ?? -1e9;
-    window.pressed.%s = now;
-    if (now - pressed < 300 || document.querySelector("#status-%s progress")) return seed;  // what is being made has this one
-    (window.seeds ??= {}).%s = seed;
+    const now = performance.now(), pressed = (window.pressed ??= {}).%(name)s ?? -1e9;
+    window.pressed.%(name)s = now;
+    if (now - pressed < 300 || document.querySelector("#status-%(name)s progress")) return seed;  // what is being made has this one
+    (window.seeds ??= {}).%(name)s = seed;
     return randomise ? Math.floor(Math.random() * 2147483648) : seed;
 }"""
-BACK = "() => { delete window.pressed.%s; return window.seeds.%s; }"
+BACK = "() => { delete window.pressed.%(name)s; return window.seeds.%(name)s; }"
 QUIET = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
 
 
@@ -131,8 +131,8 @@ def build_stage(tab):
 def rolling(name, randomise, seed):
     """Two events of the browser alone, for the tab of this name: before a request the seed is rolled, and what was said of the one before goes;
     after a request that was refused the seed is what it was."""
-    quiet = {"fn": None, "outputs": seed, **QUIET}
-    return {"inputs": [randomise, seed], "js": ROLL % ((name,) * 4), **quiet}, {"inputs": None, "js": BACK % (name, name), **quiet}
+    quiet, where = {"fn": None, "outputs": seed, **QUIET}, {"name": name}
+    return {"inputs": [randomise, seed], "js": ROLL % where, **quiet}, {"inputs": None, "js": BACK % where, **quiet}
 
 
 def wire(tab, controls, examples, outputs, handler):
