@@ -3,17 +3,35 @@
 import json
 import math
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny import data_folder, teacher_folder, toybox
 
 from videolcm import __main__ as command_line
 from videolcm import evaluate
 from videolcm.data import TRAIN_SEEDS
 from videolcm.errors import AppError
-from videolcm.evaluate import clips, gain, gains_table, held_out, made_clips, nearness, plot_of, read_prompts, seen, summary, table
+from videolcm.evaluate import (
+    FURTHER,
+    clips,
+    gain,
+    gains_table,
+    held_out,
+    made_clips,
+    nearness,
+    plot_of,
+    read_prompts,
+    rendered_clips,
+    seen,
+    summary,
+    table,
+    toys_table,
+    worst,
+)
 from videolcm.judge import Judge
 from videolcm.metrics import IDENTICAL
 from videolcm.pipeline import Request, generate
@@ -24,17 +42,25 @@ PROMPTS = ["a red ball rolls on snow", "a blue cube", "grass"]
 
 def test_the_shipped_prompts_are_the_held_out_ones():
     rows = read_prompts()
-    assert len(rows) == 200 and rows == [{**row, "said": list(row["said"])} for row in held_out(200)]
+    assert len(rows) == 300 and rows == [{**row, "said": list(row["said"]), "scene": row["seed"]} for row in held_out(300)]
     assert max(row["seed"] for row in rows) < min(TRAIN_SEEDS.values())
-    assert rows[7]["prompt"] == plot(7).caption and len({row["prompt"] for row in rows}) > 195
+    assert rows[7]["prompt"] == plot(7).caption and len({row["prompt"] for row in rows}) > 290
     assert read_prompts(count=3) == rows[:3]
+
+
+def test_more_seeds_are_further_clips_of_the_same_prompts():
+    rows = read_prompts(count=3, seeds=2)
+    assert rows[:3] == read_prompts(count=3) and [{**row, "seed": row["scene"]} for row in rows[3:]] == rows[:3]
+    assert [row["seed"] for row in rows] == [0, 1, 2, FURTHER, FURTHER + 1, FURTHER + 2]
+    once, again = (list(islice(rendered_clips(some), 1))[0] for some in (rows, rows[3:]))
+    assert np.array_equal(once, again)
 
 
 def test_a_file_of_ones_own_is_read(tmp_path):
     path = tmp_path / "mine.jsonl"
     row = {"prompt": "a red ball", "seed": 4, "said": [{"shape": "sphere"}, {}]}
     path.write_text(json.dumps(row) + "\n\n" + json.dumps({**row, "seed": "5", "more": 1}) + "\n")
-    assert read_prompts(path) == [row, {**row, "seed": 5}]
+    assert read_prompts(path) == [{**row, "scene": 4}, {**row, "seed": 5, "scene": 5}]
 
 
 @pytest.mark.parametrize(
@@ -89,8 +115,8 @@ def test_rows_are_made_in_batches(monkeypatch):
     assert asked == [(8, 4, "lcm", 0.0), (3, 4, "lcm", 0.0)]
 
 
-def kept(mean, motion=1.0, features=(0.0, 0.0), **shares):
-    return {"match": {**shares, "mean": float(mean)}, "motion": motion, "flicker": 1.5, "features": np.array(features)}
+def kept(mean, motion=1.0, features=(0.0, 0.0), toys=1, **shares):
+    return {"match": {**shares, "mean": float(mean)}, "toys": toys, "motion": motion, "flicker": 1.5, "features": np.array(features)}
 
 
 def figures_of(found, reference=None):
@@ -102,7 +128,8 @@ def test_what_is_kept_of_a_clip_needs_the_judge(monkeypatch):
     monkeypatch.setattr(evaluate, "judge", Judge().eval)
     told = plot(3)
     row = seen(sample(3).render().frames, told.said)
-    assert set(row["match"]) >= {"shape", "mean"} and row["motion"] > 0 and row["flicker"] > 0 and row["features"].shape == (128,)
+    assert set(row["match"]) >= {"shape", "mean"} and row["toys"] == len(told.toys)
+    assert row["motion"] > 0 and row["flicker"] > 0 and row["features"].shape == (128,)
 
 
 def test_nearness_is_that_of_equal_clips_and_less_of_others(monkeypatch):
@@ -126,6 +153,35 @@ def test_the_error_is_that_of_a_mean():
 def test_an_attribute_is_averaged_over_the_clips_that_name_it():
     figures = figures_of([kept(0.5, shape=1.0, sky=0.0), kept(0.0, shape=0.0), kept(0.5, shape=0.5, sky=0.5)])
     assert figures["shape"] == 0.5 and figures["sky"] == 0.25 and "floor" not in figures
+
+
+def test_one_toy_and_two_are_counted_apart():
+    figures = figures_of([kept(1.0, shape=1.0), kept(0.5, toys=2, shape=0.5, sky=0.5), kept(0.5, shape=0.0)])
+    assert figures["mean"] == pytest.approx(2 / 3) and figures["each"] == [1.0, 0.5, 0.5]
+    assert figures["toys"][1] == {"shape": 0.5, "mean": 0.75, "error": pytest.approx(0.177, abs=0.01), "count": 2}
+    assert figures["toys"][2] == {"shape": 0.5, "sky": 0.5, "mean": 0.5, "error": 0, "count": 1} and "toys" in figures_of([kept(1.0)])
+    assert toys_table({"one": figures, "two": figures}).splitlines()[:3] == [
+        "| 2 clips with one toy | shape | mean |",
+        "|---|---|---|",
+        f"| one | 0.50 | 0.750 ± {figures['toys'][1]['error']:.3f} |",
+    ]
+    assert toys_table({"one": figures}).splitlines()[-3:] == [
+        "| 1 clips with two toys | shape | sky | mean |",
+        "|---|---|---|---|",
+        "| one | 0.50 | 0.50 | 0.500 ± 0.000 |",
+    ]
+
+
+def test_the_worst_clips_are_made_again_as_they_were(monkeypatch):
+    asked = []
+
+    def fake_clips(model, prompts, seeds, steps, sampler, guidance, **knobs):
+        asked.append((list(seeds), steps, sampler))
+        return list(seeds)
+
+    monkeypatch.setattr(evaluate, "clips", fake_clips)
+    rows = [{"prompt": str(i), "seed": i} for i in range(5)]
+    assert worst(toybox(), rows, [1.0, 0.5, 0.9, 0.1, 0.5], 4) == [("3", 3), ("1", 1), ("4", 4)] and asked == [([3, 1, 4], 4, "lcm")]
 
 
 def test_motion_is_counted_beside_the_reference():
@@ -217,7 +273,15 @@ def test_the_command_tells_students_of_run_folders_in_one_table(invented, tmp_pa
     out = capsys.readouterr()
     rows = json.loads(out.out.splitlines()[-1])["rows"]
     assert [*rows][-4:] == [f"{plain}, LCM 1", f"{plain}, LCM 2", f"{told}, TCD 1", f"{told}, TCD 2"]
-    assert "| text match (gain) | 1 step | 2 steps |" in out.err and rows[f"{told}, TCD 2"]["gain"] == pytest.approx(0.016)
+    assert "| text match (gain) | 1 step | 2 steps |" in out.err and "clips with one toy" in out.err
+    assert rows[f"{told}, TCD 2"]["gain"] == pytest.approx(0.016)
+    asked_of = []
+    monkeypatch.setattr(
+        evaluate, "worst", lambda model, goals, each, steps: asked_of.append((each, steps)) or [("words " * 20, np.zeros((16, 64, 64, 3), np.uint8))]
+    )
+    assert command_line.main([*asked, "--worst", str(tmp_path / "worst.png")]) == 0
+    assert asked_of == [([0.02] * 3, 2)] and Image.open(tmp_path / "worst.png").info["Comment"].startswith('{"')
+    capsys.readouterr()
     assert command_line.main(["evaluate", "--model", base, "--student", f"{plain},{tmp_path / 'none'}"]) == 2
     assert capsys.readouterr().err.startswith("[E_MODEL]")
 

@@ -20,7 +20,7 @@ from videolcm.world import plot, vocabulary
 
 @pytest.fixture(scope="module")
 def goal():
-    return rendered_goals([{"prompt": plot(3).caption, "seed": 3, "said": plot(3).said}])[0]
+    return rendered_goals([{"prompt": plot(3).caption, "seed": 3, "said": plot(3).said, "scene": 3}])[0]
 
 
 @pytest.fixture

@@ -22,14 +22,20 @@ from .world import ATTRIBUTES, SCENE_ATTRIBUTES, plot, sample
 
 PROMPTS = Path(__file__).resolve().parents[1] / "assets" / "prompts.jsonl"
 BATCH = 8
+FURTHER = 400_000  # from one seed of a prompt to its next, below those that are trained on
 
 
-def read_prompts(path=None, count=None):
-    """[{"prompt", "seed", "said"}] of a JSON-lines file, the first `count`; the held-out ones of Toybox by default. AppError E_INPUT, E_PROMPTS."""
+def read_prompts(path=None, count=None, seeds=1):
+    """[{"prompt", "seed", "said", "scene"}] of a JSON-lines file, the first `count`, each with as many `seeds` of noise: its own, and FURTHER on.
+    `scene` is the seed that is rendered, the prompt's own. The held-out ones of Toybox by default. AppError E_INPUT, E_PROMPTS."""
     try:
         lines = Path(path or PROMPTS).read_text(encoding="utf-8").splitlines()
         rows = [json.loads(line) for line in lines if line.strip()][:count]
-        rows = [{"prompt": row["prompt"], "seed": int(row["seed"]), "said": row["said"]} for row in rows]
+        rows = [
+            {"prompt": row["prompt"], "seed": int(row["seed"]) + more * FURTHER, "said": row["said"], "scene": int(row["seed"])}
+            for more in range(seeds)
+            for row in rows
+        ]
         known = all(can_be_seen(row["said"]) for row in rows)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise AppError("E_INPUT", given=path or PROMPTS.name) from error
@@ -72,15 +78,17 @@ def made_clips(model, rows, steps, sampler, guidance=0.0, **knobs):
 def rendered_clips(rows):
     """Yields the rendered clips of the same seeds: the most that can be reached."""
     for row in rows:
-        yield sample(row["seed"]).render().frames
+        yield sample(row["scene"]).render().frames
 
 
 def seen(frames, said):
-    """What is kept of one clip: {"match": as `text_match`, "motion": pixels per frame, "flicker": levels of 255, "features": the judge's (D,)}."""
+    """What is kept of one clip: {"match": as `text_match`, "toys": how many are said to be there, "motion": pixels per frame, "flicker": levels of
+    255, "features": the judge's (D,)}."""
     net, flow = judge(), optical_flow(frames)
     with torch.no_grad():
         features = net.features(look(frames[None]))[0].mean(0)
-    return {"match": text_match(net, frames, said), "motion": motion(flow), "flicker": flicker(frames, flow), "features": features.numpy()}
+    steady = {"motion": motion(flow), "flicker": flicker(frames, flow)}
+    return {"match": text_match(net, frames, said), "toys": len(said) - 1, **steady, "features": features.numpy()}
 
 
 def nearness(frames, goal):
@@ -94,24 +102,30 @@ NEAR = ("flicker", "distance", "psnr")
 def summary(found, rendered, reference):
     """A row of figures from what was `seen` of its clips, of the rendered ones and of the reference, the many-step teacher.
 
-    {attribute: share that is right, "mean": mean, "error": its standard error by 1000 bootstrap draws, "frechet": distance of the judge's
+    {attribute: share that is right, "mean": mean, "error": its standard error by 1000 bootstrap draws, "toys": the same of clips with one and
+    with two toys, {1: {...}, 2: {...}}, with their "count", "each": the mean of every clip, "frechet": distance of the judge's
     features from those of rendered clips, "motion_ratio": mean motion over the reference's, "lost": clips with under 60 % of the reference's,
     "flicker", "distance", "psnr": means, the last two None where there is no reference to be near to, "count": clips}.
     """
-    matches = [row["match"] for row in found]
-    mean, error = mean_and_error([row["mean"] for row in matches])
-    shares = {name: float(np.mean([row[name] for row in matches if name in row])) for name in ATTRIBUTES if any(name in row for row in matches)}
+    matches = {toys: [row["match"] for row in found if row["toys"] == toys] for toys in (1, 2)}
     ratios = [motion_ratio(row["motion"], goal["motion"]) for row, goal in zip(found, reference, strict=True)]
     return {
-        **shares,
-        "mean": mean,
-        "error": error,
+        **shares([row["match"] for row in found]),
+        "toys": {toys: shares(some) | {"count": len(some)} for toys, some in matches.items() if some},
+        "each": [round(row["match"]["mean"], 3) for row in found],
         "frechet": frechet_distance(*(np.stack([row["features"] for row in rows]) for rows in (found, rendered))) if len(found) > 1 else None,
         "motion_ratio": float(np.mean([row["motion"] for row in found]) / np.mean([row["motion"] for row in reference])),
         "lost": sum(ratio is not None and ratio < LOST for ratio in ratios),
         **{key: float(np.mean([row[key] for row in found])) if key in found[0] else None for key in NEAR},
         "count": len(found),
     }
+
+
+def shares(matches):
+    """Of what `text_match` gave for each clip: {attribute: mean}, "mean", "error"."""
+    mean, error = mean_and_error([row["mean"] for row in matches])
+    there = [name for name in ATTRIBUTES if any(name in row for row in matches)]
+    return {name: float(np.mean([row[name] for row in matches if name in row])) for name in there} | {"mean": mean, "error": error}
 
 
 BEFORE = "teacher undistilled, LCM"  # what a student is before it has learned anything
@@ -145,6 +159,13 @@ def evaluate(students, teacher, rows, steps=(1, 2, 4, 8), teacher_steps=(50,), s
             yield plan[0][0], summary(rendered, rendered, reference)
         figures = summary(kept[name], rendered, reference)
         yield name, figures | (gain(kept[name], kept[before_of(name)]) if name.startswith(tuple(f"{one}, " for one in students)) else {})
+
+
+def worst(model, rows, each, steps, count=3):
+    """[(prompt, frames)] of the clips that show least of their prompts, as `each` of a row of figures says: made again by the model's own sampler."""
+    how, knobs = way(model.info)
+    chosen = [rows[i] for i in np.argsort(each, kind="stable")[:count]]
+    return [(row["prompt"], frames) for row, frames in zip(chosen, made_clips(model, chosen, steps, how, **knobs), strict=True)]
 
 
 def before_of(name):
@@ -190,6 +211,22 @@ def table(rows):
         cells += ["" if row[key] is None else format(row[key], pattern) for key, pattern in more.items()]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def toys_table(rows):
+    """{name: figures} as a markdown table of text match with one toy and with two."""
+    counts = sorted({toys for row in rows.values() for toys in row["toys"]})
+    lines = []
+    for toys in counts:
+        some = {name: row["toys"][toys] for name, row in rows.items()}
+        names = [name for name in ATTRIBUTES if any(name in row for row in some.values())]
+        title = f"{next(iter(some.values()))['count']} clips with {('one toy', 'two toys')[toys - 1]}"
+        lines += ["| " + " | ".join([title, *names, "mean"]) + " |", "|---" * (len(names) + 2) + "|"]
+        for name, row in some.items():
+            cells = [f"{row[attribute]:.2f}" if attribute in row else "" for attribute in names]
+            lines.append("| " + " | ".join([name, *cells, f"{row['mean']:.3f} ± {row['error']:.3f}"]) + " |")
+        lines.append("")
+    return "\n".join(lines[:-1])
 
 
 def plot_of(rows):

@@ -37,7 +37,7 @@ class Goal:
 
 def rendered_goals(rows):
     """The rendered clips of the seeds of `rows`, as `evaluate.read_prompts` gives them; a hole is where the toys are."""
-    clips = ((row, sample(row["seed"]).render()) for row in rows)
+    clips = ((row, sample(row["scene"]).render()) for row in rows)
     return [Goal(row["prompt"], row["seed"], row["said"], clip.frames, hole_of(clip), disparity(clip.depth)) for row, clip in clips]
 
 

@@ -72,11 +72,12 @@ def strip(label, frames):
 
 
 def written(text, height, width):
-    """`text` on a dark ground, uint8 (height, width, 3), as large as it fits, 16 pixels at most."""
+    """`text`, a line or several, on a dark ground, uint8 (height, width, 3), as large as it fits, 16 pixels at most."""
     picture = Image.new("RGB", (width, height), GROUND)
     draw = ImageDraw.Draw(picture)
     fonts = (ImageFont.load_default(size) for size in range(16, 5, -1))
-    font = next((font for font in fonts if draw.textlength(text, font) <= width - 2 * GAP), ImageFont.load_default(5))
+    fits = (font for font in fonts if all(draw.textlength(line, font) <= width - 2 * GAP for line in text.split("\n")))
+    font = next(fits, ImageFont.load_default(5))
     draw.text((GAP, height / 2), text, INK, font, anchor="lm")
     return np.asarray(picture)
 

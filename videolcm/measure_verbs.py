@@ -6,6 +6,7 @@ In: parsed arguments. Out: a table on stderr and a dict for the last line of std
 import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from textwrap import fill
 
 from .arguments import number, positive, report
 from .errors import AppError
@@ -18,6 +19,7 @@ def evaluate_arguments(parser):
     )
     parser.add_argument("--prompts", metavar="FILE", help="JSON lines with prompt, seed and said (default: the held-out ones)")
     parser.add_argument("--count", type=number, default=100, metavar="N", help="how many of them (default: 100)")
+    parser.add_argument("--seeds", type=number, default=1, metavar="N", help="of noise for each prompt: N clips of it, for text (default: 1)")
     parser.add_argument("--task", default="text", metavar="TASK", help="text, or depth, sketch, inpaint: how well clips are followed")
     parser.add_argument("--real", action="store_true", help="follow real clips, which installed packages bring along, in place of rendered ones")
     parser.add_argument("--steps", default="1,2,4,8", metavar="LIST", help="the student's steps (default: 1,2,4,8)")
@@ -27,6 +29,7 @@ def evaluate_arguments(parser):
     parser.add_argument("--gamma", type=number, metavar="G", help="randomness of tcd, 0 to 1 (default: the model's own: 0.3, of a two-time map 0)")
     parser.add_argument("--student-guidance", type=number, metavar="W", help="w of a student that takes it as an input (default: its own)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="also write a plot of text match against steps, an SVG")
+    parser.add_argument("--worst", type=Path, metavar="FILE", help="also draw the last row's three clips that show least of their prompts, a PNG")
 
 
 def run_evaluate(args):
@@ -34,12 +37,13 @@ def run_evaluate(args):
     from dataclasses import replace
 
     from . import models
-    from .evaluate import evaluate, gains_table, plot_of, read_prompts, table
+    from .evaluate import evaluate, gains_table, plot_of, read_prompts, table, toys_table, worst
+    from .grid import write_sheet
     from .pipeline import one_of, within
     from .sources import licence_of
 
     count, guidance = positive(args.count, "count"), within(args.guidance, 0, 30, "E_GUIDANCE")
-    goals = read_prompts(args.prompts, count)
+    goals = read_prompts(args.prompts, count, positive(args.seeds, "seeds"))
     if licence_of(args.model):
         report(licence_of(args.model))
     students, teacher = students_of(args), models.load(args.model, role="teacher")
@@ -63,10 +67,16 @@ def run_evaluate(args):
         else:
             found[name] = figures
     report(table(found))
-    if args.task == "text" and plan[0]:
-        report(gains_table(found))
+    if args.task == "text":
+        report(toys_table(found))
+        if plan[0]:
+            report(gains_table(found))
     if args.plot and args.task == "text":
         write_text(args.plot, plot_of(found))
+    if args.worst and args.task == "text" and plan[0]:
+        name, student = [*students.items()][-1]
+        tiles = worst(student, goals, [*found.values()][-1]["each"], plan[0][-1])
+        write_sheet(args.worst, [(fill(prompt, 24), frames) for prompt, frames in tiles], {"student": name, "steps": plan[0][-1]})
     return {"task": args.task, "real": args.real, "prompts": len(goals), "rows": found}
 
 

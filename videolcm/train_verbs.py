@@ -36,7 +36,7 @@ def pretrain_arguments(parser):
     parser.add_argument("--iterations", type=number, metavar="N", help="length of the whole plan (default: the stage's own)")
     parser.add_argument("--compile", action="store_true", help="use torch.compile: faster, needs a C++ compiler")
     parser.add_argument("--clips", type=number, default=3000, metavar="N", help="for data: clips to render (default: 3000)")
-    parser.add_argument("--threads", type=number, metavar="N", help="processor threads (default: all)")
+    parser.add_argument("--threads", type=number, metavar="N", help="processor threads (default: all; a run that goes on keeps its number)")
 
 
 def run_pretrain(args):
@@ -110,7 +110,7 @@ def distill_arguments(parser):
     knob("--minutes", type=number, metavar="M", help="stop with a checkpoint after so long")
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: the best there is)")
     parser.add_argument("--dtype", metavar="NAME", help="float32, bfloat16, float16 (default: what suits the device)")
-    parser.add_argument("--threads", type=number, metavar="N", help="processor threads (default: all)")
+    parser.add_argument("--threads", type=number, metavar="N", help="processor threads (default: all; a run that goes on keeps its number)")
     parser.add_argument("--checkpointing", action="store_true", help="less memory, more time: blocks are computed twice")
     parser.add_argument("--shard", action="store_true", help="under torchrun: no process holds the whole network (FSDP)")
 
