@@ -92,7 +92,7 @@ def test_operations_are_those_of_one_call():
         device = torch.device("cpu")
 
         def __init__(self, depth):
-            self.net = Denoiser(DenoiserConfig(depth=depth, width=64, stem=16, fine=8, backdrop=32))
+            self.net = Denoiser(DenoiserConfig(depth=depth, width=64, heads=4, hidden=256, stem=16, fine=8, backdrop=32))
 
         def encode_text(self, prompts):
             return torch.zeros(len(prompts), 3, 192)

@@ -164,6 +164,14 @@ def test_weights_of_another_shape_or_with_others_names(folder, change, named):
     assert named in refused("E_CHECKPOINT_KEYS", folder)
 
 
+def test_a_manifest_from_before_the_feed_forward_part_had_a_width_of_its_own(folder):
+    """It was four times the width of a token then, as the tiny network's is."""
+    wanted = denoised(load(folder))
+    edit(folder, lambda manifest: manifest["files"]["student"]["config"].pop("hidden"))
+    models.network.cache_clear()
+    assert torch.equal(denoised(load(folder)), wanted)
+
+
 # ---- a student of one's own
 
 

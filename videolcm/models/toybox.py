@@ -75,9 +75,10 @@ class DenoiserConfig:
     latent: int = 48
     context: int = 192
     slots: int = 3
-    width: int = 256
+    width: int = 384
     depth: int = 8
-    heads: int = 4
+    heads: int = 6
+    hidden: int = 1152  # of a block's feed-forward part
     stem: int = 128  # at latent resolution, around the transformer: what 48 channels hold in detail has to pass here
     stem_depth: int = 2
     fine: int = 64  # on cells of 8 pixels, around the stem
@@ -142,7 +143,7 @@ class Denoiser(nn.Module):
         self.patch, self.unpatch = nn.Linear(8 * stem, width), nn.Linear(width, 8 * stem)
         self.text, self.place = nn.Linear(config.context, width), nn.Linear(36, width)
         self.modulate = nn.Linear(width, 6 * width)
-        self.blocks = nn.ModuleList(Block(width, config.heads) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(Block(width, config.heads, config.hidden) for _ in range(config.depth))
         self.join = nn.Conv2d(2 * stem, stem, 1)
         self.fine = Fine(config)
         self.leave = nn.Conv2d(stem, config.latent, 3, padding=1)
@@ -289,13 +290,13 @@ class Timed(nn.Module):
 class Block(nn.Module):
     """Full attention and a feed-forward part over words and patches, modulated by time (one shared modulation, one table a block: PixArt)."""
 
-    def __init__(self, width, heads):
+    def __init__(self, width, heads, hidden):
         super().__init__()
         self.heads = heads
         self.table = nn.Parameter(torch.zeros(6, width))
         self.gain = nn.Parameter(torch.full((heads, 1, 1), 1.5))  # queries and keys have unit size; this sharpens
         self.qkv, self.out = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width)
-        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.up, self.down = nn.Linear(width, hidden), nn.Linear(hidden, width)
 
     def forward(self, x, shared):
         shift1, scale1, gate1, shift2, scale2, gate2 = (shared + self.table.to(x.dtype))[:, :, None].unbind(1)
@@ -402,4 +403,6 @@ def build(config):
     """The network, with random weights, that `config_of` described."""
     kinds = {"Codec": (Codec, CodecConfig), "TextEncoder": (TextEncoder, TextConfig), "Denoiser": (Denoiser, DenoiserConfig)}
     network, settings = kinds[config["class"]]
+    if network is Denoiser:  # manifests from before this could be said
+        config = {"hidden": 4 * config["width"], **config}
     return network(settings(**{key: tuple(value) if isinstance(value, list) else value for key, value in config.items() if key != "class"}))
