@@ -23,6 +23,7 @@ from videolcm.evaluate import (
     held_out,
     made_clips,
     nearness,
+    over_teacher_table,
     plot_of,
     read_prompts,
     rendered_clips,
@@ -233,6 +234,10 @@ def test_all_rows_are_made_and_share_the_teachers_motion(invented):
     assert [row["distance"] for row in found.values()] == pytest.approx([None, None, 8.4, 9.8, 9.2, 9, 6], nan_ok=True)
     assert {row["flicker"] for row in found.values()} == {1.5} and {row["count"] for row in found.values()} == {len(ROWS)}
     assert [name for name, row in found.items() if "gain" in row] == ["student, LCM 1", "student, LCM 4"]
+    assert over_teacher_table(found).splitlines()[:1] + over_teacher_table(found).splitlines()[-1:] == [
+        "| over teacher, DDIM 50 | text match | motion | lost | Frechet |",
+        "| student, LCM 4 | 0.400 | 0.40 | 3 of 3 |  |",
+    ]
     assert found["student, LCM 4"]["gain"] == pytest.approx(0.04 - 0.008) and found["student, LCM 1"]["gain"] == pytest.approx(0.008)
 
 
@@ -240,7 +245,7 @@ def test_several_students_each_by_its_own_sampler_or_all_by_one(invented):
     students = {"runs/plain": toybox(), "runs/two": toybox()}
     students["runs/two"].info = replace(students["runs/two"].info, two_time=True)
     found = {name: figures for name, figures in evaluate.evaluate(students, toybox("teacher"), ROWS, (1, 2), ()) if figures}
-    assert {row["psnr"] for row in found.values()} == {None}
+    assert {row["psnr"] for row in found.values()} == {None} and over_teacher_table(found) == ""
     assert [*found][3:] == ["runs/plain, LCM 1", "runs/plain, LCM 2", "runs/two, TCD 1", "runs/two, TCD 2"]
     assert {row[2:] for row in invented if row[0] == "student"} == {("lcm", None), ("tcd", 0.0)}
     lines = gains_table(found).splitlines()

@@ -128,6 +128,7 @@ def shares(matches):
     return {name: float(np.mean([row[name] for row in matches if name in row])) for name in there} | {"mean": mean, "error": error}
 
 
+TEACHER = "teacher, DDIM"
 BEFORE = "teacher undistilled, LCM"  # what a student is before it has learned anything
 
 
@@ -139,7 +140,7 @@ def evaluate(students, teacher, rows, steps=(1, 2, 4, 8), teacher_steps=(50,), s
     """
     w, kept, goals = teacher.info.guidance, {}, []
     plan = [("rendered clips", rendered_clips(rows))]
-    plan += [(f"teacher, DDIM {n}", made_clips(teacher, rows, n, "ddim", w)) for n in teacher_steps]
+    plan += [(f"{TEACHER} {n}", made_clips(teacher, rows, n, "ddim", w)) for n in teacher_steps]
     plan += [(f"{BEFORE} {n}", made_clips(teacher, rows, n, "lcm", w)) for n in steps]
     for name, student in students.items():
         how, own = (sampler, knobs) if sampler else way(student.info)
@@ -227,6 +228,21 @@ def toys_table(rows):
             lines.append("| " + " | ".join([name, *cells, f"{row['mean']:.3f} ± {row['error']:.3f}"]) + " |")
         lines.append("")
     return "\n".join(lines[:-1])
+
+
+def over_teacher_table(rows):
+    """{name: figures} as a markdown table of each student's figures over those of the teacher's first row; "" without a teacher."""
+    name, teacher = next(((name, row) for name, row in rows.items() if name.startswith(TEACHER)), (None, None))
+    if teacher is None:
+        return ""
+    lines = [f"| over {name} | text match | motion | lost | Frechet |", "|---|---|---|---|---|"]
+    for student, row in rows.items():
+        if "gain" in row:
+            frechet = f"{row['frechet'] / teacher['frechet']:.2f}" if row["frechet"] is not None and teacher["frechet"] else ""
+            lines.append(
+                f"| {student} | {row['mean'] / teacher['mean']:.3f} | {row['motion_ratio']:.2f} | {row['lost']} of {row['count']} | {frechet} |"
+            )
+    return "\n".join(lines)
 
 
 def plot_of(rows):

@@ -37,7 +37,7 @@ def run_evaluate(args):
     from dataclasses import replace
 
     from . import models
-    from .evaluate import evaluate, gains_table, plot_of, read_prompts, table, toys_table, worst
+    from .evaluate import evaluate, gains_table, over_teacher_table, plot_of, read_prompts, table, toys_table, worst
     from .grid import write_sheet
     from .pipeline import one_of, within
     from .sources import licence_of
@@ -71,6 +71,7 @@ def run_evaluate(args):
         report(toys_table(found))
         if plan[0]:
             report(gains_table(found))
+            report(over_teacher_table(found))
     if args.plot and args.task == "text":
         write_text(args.plot, plot_of(found))
     if args.worst and args.task == "text" and plan[0]:
