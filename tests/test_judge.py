@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from videolcm.judge import LOOK_FRAMES, LOOK_SIZE, Judge, look, text_match
-from videolcm.pretrain import flipped, shown_labels
+from videolcm.pretrain import flipped, shown_labels, turned, worn
 from videolcm.world import ATTRIBUTES, OBJECT_ATTRIBUTES, SCENE_ATTRIBUTES, Plot, Toy, plot
 
 BALL = {"shape": "sphere", "colour": "red", "material": "shiny", "size": "small", "motion": "left"}
@@ -139,3 +139,22 @@ def test_left_becomes_right_and_the_two_objects_change_places():
     assert flipped(labelled(BALL, CUBE)) == labelled({**CUBE, "motion": "left"}, {**BALL, "motion": "right"})
     still = {**CUBE, "motion": "still"}
     assert flipped(labelled(still)) == labelled(still)
+
+
+def test_backwards_left_is_right_and_closer_is_away():
+    """And the picture too: what comes last comes first."""
+    clip = torch.rand(8, 3, 6, 6, generator=torch.Generator().manual_seed(1))
+    labels = labelled({**BALL, "motion": "left"}, {**CUBE, "motion": "closer"})
+    seen, told = turned(clip, labels, mirrored=False, backwards=True)
+    assert torch.equal(seen, clip.flip(0)) and told == labelled({**BALL, "motion": "right"}, {**CUBE, "motion": "away"})
+    seen, told = turned(clip, labels, mirrored=True, backwards=True)
+    assert torch.equal(seen, clip.flip(0, 3)) and told == labelled({**CUBE, "motion": "away"}, {**BALL, "motion": "left"})
+    assert turned(clip, labels, False, False) == (clip, labels)
+
+
+def test_what_the_judge_is_taught_on_is_moved_by_a_few_pixels_at_most():
+    clip = torch.zeros(2, 3, 64, 64)
+    clip[:, :, 30:34, 30:34] = 1
+    for seed in range(20):
+        rows, columns = (worn(clip, np.random.default_rng(seed))[0, 0] > 0.5).nonzero().float().mean(0).tolist()
+        assert abs(rows - 31.5) <= 4.6 and abs(columns - 31.5) <= 8.6

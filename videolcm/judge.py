@@ -27,7 +27,7 @@ class Judge(nn.Module):
 
     def __init__(self, width=128, layers=3):
         super().__init__()
-        self.near = nn.Sequential(*normed(48, 48, 1), *normed(48, 64, 2))  # 32, then 16 cells a side
+        self.near = nn.Sequential(*normed(96, 48, 1), *normed(48, 64, 2))  # 32, then 16 cells a side
         self.far = nn.Sequential(*normed(64, 64, 1), *normed(64, 96, 2), *normed(96, 96, 1), *normed(96, width, 2))  # 16, 8, 4
         self.where = nn.Linear(3, width)
         self.queries = nn.Parameter(torch.randn(3, width) * 0.02)
@@ -38,7 +38,8 @@ class Judge(nn.Module):
 
     def features(self, clips):
         """(B, 3, width): what the slots gathered. Also the space of the Frechet distance."""
-        x = self.near(F.pixel_unshuffle(clips.flatten(0, 1), 4))  # (B F, 64, 16, 16)
+        change = F.pad(clips[:, 1:] - clips[:, :-1], (0, 0, 0, 0, 0, 0, 0, 1))  # a thing that turns on the spot is hard to see otherwise
+        x = self.near(F.pixel_unshuffle(torch.cat([clips, change], 2).flatten(0, 1), 4))  # (B F, 64, 16, 16)
         x = self.far(shifted(x.unflatten(0, (len(clips), -1))).flatten(0, 1))  # (B F, width, 4, 4)
         x = x.flatten(2).transpose(1, 2).unflatten(0, (len(clips), -1))  # (B, F, 16, width)
         frames, cells = x.shape[1:3]

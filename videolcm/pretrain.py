@@ -105,8 +105,8 @@ def teacher_stage(folder, encode_text, iterations=3000, batch=32, kinds=("plain"
     def make():
         return make_backdrop().requires_grad_(True) if make_backdrop else Denoiser(config or DenoiserConfig())
 
-    plan = {"warmup": 20, "cooldown": 0.8, **stage}
-    return Stage(make, loss, iterations, 2e-3, batch, validate=validate, **plan)
+    plan = {"warmup": 40, "cooldown": 0.8, **stage}
+    return Stage(make, loss, iterations, 1.2e-3, batch, validate=validate, **plan)
 
 
 def backdrop_stage(folder, encode_text, iterations=500, batch=64, config=None):
@@ -151,28 +151,28 @@ def object_weight(ids):
 # ---- judge
 
 
-def judge_stage(folder, iterations=1500, batch=24):
-    """The judge, on what rendered clips look like at 128x128; one clip in 16 is kept for validation."""
+def judge_stage(folder, iterations=2500, batch=24):
+    """The judge, on what rendered clips look like at 128x128, also mirrored, backwards and moved; one clip in 16 is kept for validation."""
     clips = Clips(folder, ("plain",), ("look",))
     labels = [shown_labels(told) for told in clips.plots]
     held = np.arange(0, len(clips), 16)
     rest = np.setdiff1d(np.arange(len(clips)), held)
 
-    def targets(chosen, swapped=()):
-        rows = [flipped(labels[i]) if flip else labels[i] for i, flip in zip(chosen, swapped or [False] * len(chosen), strict=True)]
+    def targets(rows):
         return {key: torch.tensor([row[key] for row in rows]) for key in rows[0]}
 
     def loss(net, iteration):
         rng = np.random.default_rng((41, iteration))
-        chosen, swapped = rng.choice(rest, batch), list(rng.random(batch) < 0.5)
+        chosen = rng.choice(rest, batch)
         pixels = clips.arrays["look"][chosen].permute(0, 1, 4, 2, 3).float() / 127.5 - 1
-        pixels = torch.stack([worn(clip.flip(3) if flip else clip, rng) for clip, flip in zip(pixels, swapped, strict=True)])
-        told, wanted = net(pixels.to(next(net.parameters()).dtype)), targets(chosen, swapped)
+        seen, rows = zip(*(turned(clip, labels[i], *(rng.random(2) < 0.5)) for clip, i in zip(pixels, chosen, strict=True)), strict=True)
+        pixels = torch.stack([worn(clip, rng) for clip in seen])
+        told, wanted = net(pixels.to(next(net.parameters()).dtype)), targets(rows)
         return sum(F.cross_entropy(logits.float(), wanted[key]) for key, logits in told.items()) / len(told)
 
     @torch.no_grad()
     def validate(net, out, iteration):
-        wanted, right = targets(held), {}
+        wanted, right = targets([labels[i] for i in held]), {}
         for at in range(0, len(held), 32):
             pixels = clips.arrays["look"][held[at : at + 32]].permute(0, 1, 4, 2, 3).float() / 127.5 - 1
             for key, logits in net(pixels.to(next(net.parameters()).dtype)).items():
@@ -190,16 +190,32 @@ def shown_labels(told):
     return absent | slots | {(name, 2): ATTRIBUTES[name].index(getattr(told, name)) for name in SCENE_ATTRIBUTES}
 
 
+def turned(clip, labels, mirrored, backwards):
+    """A clip (F, 3, H, W) and its labels, mirrored, backwards, or both."""
+    if mirrored:
+        clip, labels = clip.flip(3), flipped(labels)
+    if backwards:
+        clip, labels = clip.flip(0), exchanged(exchanged(labels, "left", "right"), "closer", "away")
+    return clip, labels
+
+
 def flipped(labels):
     """The labels of the mirrored clip: left is right, and of two objects the order changes."""
-    mirror = {ATTRIBUTES["motion"].index(a): ATTRIBUTES["motion"].index(b) for a, b in (("left", "right"), ("right", "left"))}
     two = labels["shape", 1] < len(ATTRIBUTES["shape"])
-    swapped = {(name, 1 - slot if two and slot < 2 else slot): value for (name, slot), value in labels.items()}
-    return {key: mirror.get(value, value) if key[0] == "motion" else value for key, value in swapped.items()}
+    return exchanged({(name, 1 - slot if two and slot < 2 else slot): value for (name, slot), value in labels.items()}, "left", "right")
+
+
+def exchanged(labels, *motions):
+    """The labels with two motions in each other's place."""
+    a, b = (ATTRIBUTES["motion"].index(name) for name in motions)
+    return {key: {a: b, b: a}.get(value, value) if key[0] == "motion" else value for key, value in labels.items()}
 
 
 def worn(clip, rng):
-    """A clip (F, 3, H, W) as a codec might leave it: a little blurred, noisy, brighter or darker."""
+    """A clip (F, 3, H, W) as a codec might leave it: a little blurred, noisy, brighter or darker; and moved by up to 4 and 8 pixels."""
+    down, right = rng.integers(-4, 5), rng.integers(-8, 9)
+    rows, columns = (np.clip(np.arange(n) + by, 0, n - 1) for n, by in zip(clip.shape[2:], (down, right), strict=True))
+    clip = clip[:, :, rows][..., columns]
     if rng.random() < 0.4:
         size = int(rng.integers(56, 112))
         clip = F.interpolate(F.interpolate(clip, (size, size), mode="area"), clip.shape[2:], mode="bilinear", align_corners=False)
