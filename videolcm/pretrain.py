@@ -80,8 +80,8 @@ def text_stage(iterations=1200, batch=192):
 
 # ---- teacher
 
-LAST_SHARE = 0.1  # of a batch at t = 999, where content is decided
-NOISY_SHARE, NOISY = 0.3, 600  # of a batch at 600 and above: a latent this large still tells there where things are
+LAST_SHARE = 0.05  # of a batch at t = 999, where content is decided
+NOISY_SHARE, NOISY = 0.1, 600  # of a batch at 600 and above: a latent this large still tells there where things are
 DROP_MAPS = 0.6  # text alone is the hardest of the four tasks
 OBJECT_WEIGHT = 3.0  # added to the loss where objects are
 
@@ -151,7 +151,7 @@ def object_weight(ids):
 # ---- judge
 
 
-def judge_stage(folder, iterations=2500, batch=24):
+def judge_stage(folder, iterations=2000, batch=24):
     """The judge, on what rendered clips look like at 128x128, also mirrored, backwards and moved; one clip in 16 is kept for validation."""
     clips = Clips(folder, ("plain",), ("look",))
     labels = [shown_labels(told) for told in clips.plots]
