@@ -8,7 +8,6 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from tiny import data_folder, teacher_folder, toybox
 
 from videolcm import __main__ as command_line
@@ -30,12 +29,14 @@ from videolcm.evaluate import (
     seen,
     summary,
     table,
-    toys_table,
+    toys_tables,
     worst,
 )
 from videolcm.judge import Judge
+from videolcm.measure_verbs import steps_of
 from videolcm.metrics import IDENTICAL
 from videolcm.pipeline import Request, generate
+from videolcm.video import read_settings
 from videolcm.world import plot, sample
 
 PROMPTS = ["a red ball rolls on snow", "a blue cube", "grass"]
@@ -43,7 +44,7 @@ PROMPTS = ["a red ball rolls on snow", "a blue cube", "grass"]
 
 def test_the_shipped_prompts_are_the_held_out_ones():
     rows = read_prompts()
-    assert len(rows) == 300 and rows == [{**row, "said": list(row["said"]), "scene": row["seed"]} for row in held_out(300)]
+    assert len(rows) == 300 and rows == [{**row, "said": list(row["said"]), "number": row["seed"], "scene": row["seed"]} for row in held_out(300)]
     assert max(row["seed"] for row in rows) < min(TRAIN_SEEDS.values())
     assert rows[7]["prompt"] == plot(7).caption and len({row["prompt"] for row in rows}) > 290
     assert read_prompts(count=3) == rows[:3]
@@ -61,7 +62,7 @@ def test_a_file_of_ones_own_is_read(tmp_path):
     path = tmp_path / "mine.jsonl"
     row = {"prompt": "a red ball", "seed": 4, "said": [{"shape": "sphere"}, {}]}
     path.write_text(json.dumps(row) + "\n\n" + json.dumps({**row, "seed": "5", "more": 1}) + "\n")
-    assert read_prompts(path) == [{**row, "scene": 4}, {**row, "seed": 5, "scene": 5}]
+    assert read_prompts(path) == [{**row, "number": 0, "scene": 4}, {**row, "seed": 5, "number": 1, "scene": 5}]
 
 
 @pytest.mark.parametrize(
@@ -79,6 +80,29 @@ def test_what_the_judge_cannot_look_for_is_refused(tmp_path, said):
 def test_bad_numbers_are_refused_before_anything_is_loaded(words, capsys):
     assert command_line.main(["evaluate", *words.split()]) == 2
     assert capsys.readouterr().err.startswith(("[E_NUMBER]", "[E_GUIDANCE]"))
+
+
+@pytest.mark.parametrize(
+    "words, code",
+    [
+        ("--seeds 0", "E_NUMBER"),
+        ("--seeds 101", "E_NUMBER"),
+        ("--worst none/worst.png", "E_OUTPUT"),
+        ("--plot none/plot.svg", "E_OUTPUT"),
+        ("--worst same --plot same", "E_ARGUMENTS"),
+        ("--worst worst.png --steps ", "E_ARGUMENTS"),
+        ("--worst worst.png --task depth", "E_ARGUMENTS"),
+        ("--seeds 2 --task depth", "E_ARGUMENTS"),
+    ],
+)
+def test_what_cannot_be_written_or_done_is_said_before_anything_is_measured(words, code, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert command_line.main(["evaluate", *words.split(" ")]) == 2
+    assert capsys.readouterr().err.startswith(f"[{code}]") and not [*tmp_path.iterdir()]
+
+
+def test_steps_that_are_asked_for_twice_are_measured_once():
+    assert steps_of("4,1,4", 8) == (4, 1) and steps_of("", 8) == ()
 
 
 @pytest.mark.parametrize("content", [b"not json", b'{"prompt": "a"}', b"[1, 2]", b"\xff\xfe", b'{"prompt": "a", "seed": "x", "said": []}', None])
@@ -116,8 +140,13 @@ def test_rows_are_made_in_batches(monkeypatch):
     assert asked == [(8, 4, "lcm", 0.0), (3, 4, "lcm", 0.0)]
 
 
+NUMBERS = iter(range(10**6))
+
+
 def kept(mean, motion=1.0, features=(0.0, 0.0), toys=1, **shares):
-    return {"match": {**shares, "mean": float(mean)}, "toys": toys, "motion": motion, "flicker": 1.5, "features": np.array(features)}
+    """What is known of a clip; the prompts of any two are different ones unless somebody says otherwise."""
+    found = {"toys": toys, "motion": motion, "flicker": 1.5, "features": np.array(features), "number": next(NUMBERS)}
+    return {"match": {**shares, "mean": float(mean)}, **found}
 
 
 def figures_of(found, reference=None):
@@ -148,7 +177,14 @@ def test_the_error_is_that_of_a_mean():
     figures = figures_of([kept(mean) for mean in means])
     assert figures["mean"] == pytest.approx(means.mean())
     assert figures["error"] == pytest.approx(means.std() / math.sqrt(150), rel=0.08)
-    assert figures_of([kept(0.5)] * 20)["error"] == 0
+    assert figures_of([kept(0.5) for _ in range(20)])["error"] == 0
+
+
+def test_the_error_counts_prompts_and_not_their_clips():
+    """Four clips of each prompt that are all alike tell no more than one of each."""
+    once = [kept(mean) for mean in np.random.default_rng(5).beta(8, 2, 150)]
+    assert figures_of(once * 4)["error"] == figures_of(once)["error"] > 0
+    assert gain(once * 4, [kept(0.5) for _ in once] * 4)["gain_error"] == figures_of(once)["error"]
 
 
 def test_an_attribute_is_averaged_over_the_clips_that_name_it():
@@ -159,14 +195,16 @@ def test_an_attribute_is_averaged_over_the_clips_that_name_it():
 def test_one_toy_and_two_are_counted_apart():
     figures = figures_of([kept(1.0, shape=1.0), kept(0.5, toys=2, shape=0.5, sky=0.5), kept(0.5, shape=0.0)])
     assert figures["mean"] == pytest.approx(2 / 3) and figures["each"] == [1.0, 0.5, 0.5]
-    assert figures["toys"][1] == {"shape": 0.5, "mean": 0.75, "error": pytest.approx(0.177, abs=0.01), "count": 2}
-    assert figures["toys"][2] == {"shape": 0.5, "sky": 0.5, "mean": 0.5, "error": 0, "count": 1} and "toys" in figures_of([kept(1.0)])
-    assert toys_table({"one": figures, "two": figures}).splitlines()[:3] == [
+    assert figures["toys"]["one toy"] == {"shape": 0.5, "mean": 0.75, "error": pytest.approx(0.177, abs=0.01), "count": 2}
+    assert figures["toys"]["two toys"] == {"shape": 0.5, "sky": 0.5, "mean": 0.5, "error": 0, "count": 1}
+    assert [*figures_of([kept(1.0)])["toys"]] == ["one toy"]
+    one, two = toys_tables({"one": figures, "two": figures})
+    assert one.splitlines()[:3] == [
         "| 2 clips with one toy | shape | mean |",
         "|---|---|---|",
-        f"| one | 0.50 | 0.750 ± {figures['toys'][1]['error']:.3f} |",
+        f"| one | 0.50 | 0.750 ± {figures['toys']['one toy']['error']:.3f} |",
     ]
-    assert toys_table({"one": figures}).splitlines()[-3:] == [
+    assert two.splitlines()[:3] == [
         "| 1 clips with two toys | shape | sky | mean |",
         "|---|---|---|---|",
         "| one | 0.50 | 0.50 | 0.500 ± 0.000 |",
@@ -182,7 +220,9 @@ def test_the_worst_clips_are_made_again_as_they_were(monkeypatch):
 
     monkeypatch.setattr(evaluate, "clips", fake_clips)
     rows = [{"prompt": str(i), "seed": i} for i in range(5)]
-    assert worst(toybox(), rows, [1.0, 0.5, 0.9, 0.1, 0.5], 4) == [("3", 3), ("1", 1), ("4", 4)] and asked == [([3, 1, 4], 4, "lcm")]
+    each = [1.0, 0.5, 0.9, 0.1, 0.5]
+    assert worst(toybox(), rows, each, 4) == [(rows[3], 3), (rows[1], 1), (rows[4], 4)] and asked == [([3, 1, 4], 4, "lcm")]
+    assert worst(toybox(), rows, each, 2, "tcd", gamma=0.5, count=1) == [(rows[3], 3)] and asked[1:] == [([3], 2, "tcd")]
 
 
 def test_motion_is_counted_beside_the_reference():
@@ -214,7 +254,7 @@ def invented(monkeypatch):
     return asked
 
 
-ROWS = [{"prompt": text, "seed": i, "said": plot(i).said} for i, text in enumerate(PROMPTS)]
+ROWS = [{"prompt": text, "seed": i, "number": i, "said": plot(i).said} for i, text in enumerate(PROMPTS)]
 
 
 def test_all_rows_are_made_and_share_the_teachers_motion(invented):
@@ -281,11 +321,14 @@ def test_the_command_tells_students_of_run_folders_in_one_table(invented, tmp_pa
     assert "| text match (gain) | 1 step | 2 steps |" in out.err and "clips with one toy" in out.err
     assert rows[f"{told}, TCD 2"]["gain"] == pytest.approx(0.016)
     asked_of = []
-    monkeypatch.setattr(
-        evaluate, "worst", lambda model, goals, each, steps: asked_of.append((each, steps)) or [("words " * 20, np.zeros((16, 64, 64, 3), np.uint8))]
-    )
+
+    def fake_worst(model, goals, each, steps):
+        asked_of.append((model.info.two_time, each, steps))
+        return [(goals[1], np.zeros((16, 64, 64, 3), np.uint8))]
+
+    monkeypatch.setattr(evaluate, "worst", fake_worst)
     assert command_line.main([*asked, "--worst", str(tmp_path / "worst.png")]) == 0
-    assert asked_of == [([0.02] * 3, 2)] and Image.open(tmp_path / "worst.png").info["Comment"].startswith('{"')
+    assert asked_of == [(True, [0.02] * 3, 2)] and read_settings(tmp_path / "worst.png") == {"student": told, "steps": 2}
     capsys.readouterr()
     assert command_line.main(["evaluate", "--model", base, "--student", f"{plain},{tmp_path / 'none'}"]) == 2
     assert capsys.readouterr().err.startswith("[E_MODEL]")

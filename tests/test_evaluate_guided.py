@@ -125,7 +125,7 @@ def test_the_command_line_follows_real_clips(exact, monkeypatch, capsys):
     assert command_line.main(["evaluate", "--task", "sketch", "--real", "--count", "2", "--steps", "1", "--teacher-steps", ""]) == 0
     out, err = capsys.readouterr()
     told = json.loads(out.splitlines()[-1])
-    assert (told["task"], told["real"], told["prompts"]) == ("sketch", True, 2)
+    assert (told["task"], told["real"], told["clips"]) == ("sketch", True, 2)
     assert [*told["rows"]] == ["the clips themselves", "student, LCM 1", "student, LCM 1, prompt alone"] and "| edge F1 |" in err
     assert command_line.main(["evaluate", "--real"]) == 2 and "[E_ARGUMENTS]" in capsys.readouterr().err
 

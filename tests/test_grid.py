@@ -100,3 +100,11 @@ def test_settings_of_many_cells_fit(tmp_path, write):
     many = {"cells": [{**SETTINGS, "prompt": "x" * 512, "i": i} for i in range(9)]}
     write(tmp_path / "a", tiles(1), many)
     assert read_settings(tmp_path / "a") == many
+
+
+@pytest.mark.parametrize("lines", [1, 3, 6, 9])
+def test_a_label_of_several_lines_is_there_whole(lines):
+    """Each line leaves ink, and none of it is cut off above or below."""
+    ink = (written("\n".join(["a ball on snow"] * lines), 112, 200) != np.array(GROUND)).any((1, 2))
+    assert ink.any() and not ink[0] and not ink[-1]
+    assert np.count_nonzero(np.diff(ink.astype(int)) == 1) == lines

@@ -155,6 +155,6 @@ def test_backwards_left_is_right_and_closer_is_away():
 def test_what_the_judge_is_taught_on_is_moved_by_a_few_pixels_at_most():
     clip = torch.zeros(2, 3, 64, 64)
     clip[:, :, 30:34, 30:34] = 1
-    for seed in range(20):
-        rows, columns = (worn(clip, np.random.default_rng(seed))[0, 0] > 0.5).nonzero().float().mean(0).tolist()
-        assert abs(rows - 31.5) <= 4.6 and abs(columns - 31.5) <= 8.6
+    places = [(worn(clip, np.random.default_rng(seed))[0, 0] > 0.5).nonzero().float().mean(0).numpy() - 31.5 for seed in range(20)]
+    down, right = np.abs(places).max(0)
+    assert 2 < down <= 4.6 and 5 < right <= 8.6

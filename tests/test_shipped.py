@@ -82,10 +82,10 @@ def test_other_sizes_and_lengths_work(student):
 
 
 def test_the_judge_sees_what_rendered_clips_show():
-    """On clips that it was not trained on; 97.5 % on 300, so 40 leave room for chance."""
+    """On clips that it was not trained on; 98.6 % on 312, so 40 leave room for chance."""
     net, right = judge(), []
     for seed in range(40):
         told = sample(seed)
         answers = net(look(told.render().frames[None]))
         right += [int(answers[key].argmax()) == label for key, label in shown_labels(told).items()]
-    assert np.mean(right) > 0.955
+    assert np.mean(right) > 0.97

@@ -22,7 +22,7 @@ CLIPS_PER_SHARD = 50
 MAP_SIZE = 64  # condition maps are kept at a quarter of the clip's size
 TRAIN_SEEDS = {"plain": 1_000_000, "free": 2_000_000}  # first seed of each kind; below them lie the held-out ones
 KINDS = {"plain": sample, "free": free_sample}
-FREE_SHARE = 0.25  # of a batch
+FREE_SHARE = 0.25  # of a batch: more of them made nothing better (training log)
 TEACHING = ("latents", "depth", "edges", "ids", "rgb")  # what denoisers are taught from
 
 

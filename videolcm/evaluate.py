@@ -22,19 +22,23 @@ from .world import ATTRIBUTES, SCENE_ATTRIBUTES, plot, sample
 
 PROMPTS = Path(__file__).resolve().parents[1] / "assets" / "prompts.jsonl"
 BATCH = 8
-FURTHER = 400_000  # from one seed of a prompt to its next, below those that are trained on
+FURTHER = 400_000  # from one seed of noise of a prompt to its next
 
 
 def read_prompts(path=None, count=None, seeds=1):
-    """[{"prompt", "seed", "said", "scene"}] of a JSON-lines file, the first `count`, each with as many `seeds` of noise: its own, and FURTHER on.
-    `scene` is the seed that is rendered, the prompt's own. The held-out ones of Toybox by default. AppError E_INPUT, E_PROMPTS."""
+    """[{"prompt", "seed", "said", "number", "scene"}] of a JSON-lines file, the first `count`, each with as many `seeds` of noise: its own, and
+    FURTHER on. `number` is its place in the file, `scene` the seed that is rendered. The held-out ones of Toybox by default.
+
+    AppError E_INPUT, E_PROMPTS.
+    """
     try:
         lines = Path(path or PROMPTS).read_text(encoding="utf-8").splitlines()
         rows = [json.loads(line) for line in lines if line.strip()][:count]
         rows = [
-            {"prompt": row["prompt"], "seed": int(row["seed"]) + more * FURTHER, "said": row["said"], "scene": int(row["seed"])}
+            {"prompt": row["prompt"], "seed": seed + more * FURTHER, "said": row["said"], "number": number, "scene": seed}
             for more in range(seeds)
-            for row in rows
+            for number, row in enumerate(rows)
+            for seed in [int(row["seed"])]
         ]
         known = all(can_be_seen(row["said"]) for row in rows)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -102,16 +106,16 @@ NEAR = ("flicker", "distance", "psnr")
 def summary(found, rendered, reference):
     """A row of figures from what was `seen` of its clips, of the rendered ones and of the reference, the many-step teacher.
 
-    {attribute: share that is right, "mean": mean, "error": its standard error by 1000 bootstrap draws, "toys": the same of clips with one and
-    with two toys, {1: {...}, 2: {...}}, with their "count", "each": the mean of every clip, "frechet": distance of the judge's
-    features from those of rendered clips, "motion_ratio": mean motion over the reference's, "lost": clips with under 60 % of the reference's,
+    {attribute: share that is right, "mean": mean, "error": its standard error by 1000 bootstrap draws of prompts, "toys": the same of clips with
+    one and with two toys, {"one toy": {...}, "two toys": {...}}, with their "count", "each": text match of every clip, "frechet": distance of the
+    judge's features from those of rendered clips, "motion_ratio": mean motion over the reference's, "lost": clips with under 60 % of the reference's,
     "flicker", "distance", "psnr": means, the last two None where there is no reference to be near to, "count": clips}.
     """
-    matches = {toys: [row["match"] for row in found if row["toys"] == toys] for toys in (1, 2)}
+    alike = {name: [row for row in found if row["toys"] == toys] for toys, name in enumerate(("one toy", "two toys"), 1)}
     ratios = [motion_ratio(row["motion"], goal["motion"]) for row, goal in zip(found, reference, strict=True)]
     return {
-        **shares([row["match"] for row in found]),
-        "toys": {toys: shares(some) | {"count": len(some)} for toys, some in matches.items() if some},
+        **shares(found),
+        "toys": {toys: shares(some) | {"count": len(some)} for toys, some in alike.items() if some},
         "each": [round(row["match"]["mean"], 3) for row in found],
         "frechet": frechet_distance(*(np.stack([row["features"] for row in rows]) for rows in (found, rendered))) if len(found) > 1 else None,
         "motion_ratio": float(np.mean([row["motion"] for row in found]) / np.mean([row["motion"] for row in reference])),
@@ -121,11 +125,20 @@ def summary(found, rendered, reference):
     }
 
 
-def shares(matches):
-    """Of what `text_match` gave for each clip: {attribute: mean}, "mean", "error"."""
-    mean, error = mean_and_error([row["mean"] for row in matches])
-    there = [name for name in ATTRIBUTES if any(name in row for row in matches)]
-    return {name: float(np.mean([row[name] for row in matches if name in row])) for name in there} | {"mean": mean, "error": error}
+def shares(found):
+    """Of what was `seen` of clips: {attribute: share that is right, "mean", "error"}."""
+    matches = [row["match"] for row in found]
+    mean, error = mean_and_error([row["mean"] for row in matches], numbers(found))
+    return {name: float(np.mean([row[name] for row in matches if name in row])) for name in named(matches)} | {"mean": mean, "error": error}
+
+
+def numbers(found):
+    return [row["number"] for row in found]
+
+
+def named(rows):
+    """The attributes that one of `rows` has at least."""
+    return [name for name in ATTRIBUTES if any(name in row for row in rows)]
 
 
 TEACHER = "teacher, DDIM"
@@ -149,7 +162,7 @@ def evaluate(students, teacher, rows, steps=(1, 2, 4, 8), teacher_steps=(50,), s
         kept[name] = []
         for frames, row in zip(made, rows, strict=True):
             near = nearness(frames, goals[len(kept[name])]) if len(goals) == len(rows) else {}
-            kept[name].append(seen(frames, row["said"]) | near)
+            kept[name].append(seen(frames, row["said"]) | near | {"number": row["number"]})
             if teacher_steps and name == plan[1][0]:
                 goals.append(frames)
             yield f"{name}: {len(kept[name])}/{len(rows)}", None
@@ -162,11 +175,11 @@ def evaluate(students, teacher, rows, steps=(1, 2, 4, 8), teacher_steps=(50,), s
         yield name, figures | (gain(kept[name], kept[before_of(name)]) if name.startswith(tuple(f"{one}, " for one in students)) else {})
 
 
-def worst(model, rows, each, steps, count=3):
-    """[(prompt, frames)] of the clips that show least of their prompts, as `each` of a row of figures says: made again by the model's own sampler."""
-    how, knobs = way(model.info)
+def worst(model, rows, each, steps, sampler=None, count=3, **knobs):
+    """[(row, frames)] of the clips that show least of their prompts, as `each` of their figures says, made again as `evaluate` made them."""
+    how, own = (sampler, knobs) if sampler else way(model.info)
     chosen = [rows[i] for i in np.argsort(each, kind="stable")[:count]]
-    return [(row["prompt"], frames) for row, frames in zip(chosen, made_clips(model, chosen, steps, how, **knobs), strict=True)]
+    return [*zip(chosen, made_clips(model, chosen, steps, how, **own), strict=True)]
 
 
 def before_of(name):
@@ -176,15 +189,16 @@ def before_of(name):
 
 def gain(found, before):
     """{"gain": how much more of what the prompts say is seen than before, "gain_error": its standard error by 1000 bootstrap draws}, clip by clip."""
-    more, error = mean_and_error([one["match"]["mean"] - other["match"]["mean"] for one, other in zip(found, before, strict=True)])
+    more, error = mean_and_error([one["match"]["mean"] - other["match"]["mean"] for one, other in zip(found, before, strict=True)], numbers(found))
     return {"gain": more, "gain_error": error}
 
 
-def mean_and_error(values):
-    """The mean, and its standard error by 1000 bootstrap draws."""
-    values = np.array(values)
-    draws = np.random.default_rng(0).integers(0, len(values), (1000, len(values)))
-    return float(values.mean()), float(values[draws].mean(1).std())
+def mean_and_error(values, numbers):
+    """The mean, and its standard error by 1000 bootstrap draws of prompts, whose `numbers` say which clips are of the same one."""
+    _, which, counts = np.unique(numbers, return_inverse=True, return_counts=True)
+    of_prompts = np.bincount(which, values) / counts
+    draws = np.random.default_rng(0).integers(0, len(of_prompts), (1000, len(of_prompts)))
+    return float(np.mean(values)), float(of_prompts[draws].mean(1).std())
 
 
 def gains_table(rows):
@@ -202,47 +216,50 @@ def gains_table(rows):
 
 def table(rows):
     """{name: figures} as a markdown table."""
-    names = [name for name in ATTRIBUTES if any(name in row for row in rows.values())]
+    names = named(rows.values())
     heads = [f"{next(iter(rows.values()))['count']} clips each", *names, "mean", "motion kept", "lost", "Frechet", "flicker", "distance", "PSNR"]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for name, row in rows.items():
-        cells = [f"{row[attribute]:.2f}" if attribute in row else "" for attribute in names]
-        cells += [f"{row['mean']:.3f} ± {row['error']:.3f}", f"{row['motion_ratio']:.2f}", str(row["lost"])]
+        cells = [*match_cells(row, names), f"{row['motion_ratio']:.2f}", str(row["lost"])]
         more = {"frechet": ".2f", "flicker": ".2f", "distance": ".3f", "psnr": ".1f"}
         cells += ["" if row[key] is None else format(row[key], pattern) for key, pattern in more.items()]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def toys_table(rows):
-    """{name: figures} as a markdown table of text match with one toy and with two."""
-    counts = sorted({toys for row in rows.values() for toys in row["toys"]})
-    lines = []
-    for toys in counts:
+def match_cells(row, names):
+    """The text match of a row of figures: a cell for each attribute of `names`, and one for their mean."""
+    return [f"{row[name]:.2f}" if name in row else "" for name in names] + [f"{row['mean']:.3f} ± {row['error']:.3f}"]
+
+
+def toys_tables(rows):
+    """{name: figures} as markdown tables of text match, one of clips with one toy and one of clips with two."""
+    tables = []
+    for toys in next(iter(rows.values()))["toys"]:
         some = {name: row["toys"][toys] for name, row in rows.items()}
-        names = [name for name in ATTRIBUTES if any(name in row for row in some.values())]
-        title = f"{next(iter(some.values()))['count']} clips with {('one toy', 'two toys')[toys - 1]}"
-        lines += ["| " + " | ".join([title, *names, "mean"]) + " |", "|---" * (len(names) + 2) + "|"]
-        for name, row in some.items():
-            cells = [f"{row[attribute]:.2f}" if attribute in row else "" for attribute in names]
-            lines.append("| " + " | ".join([name, *cells, f"{row['mean']:.3f} ± {row['error']:.3f}"]) + " |")
-        lines.append("")
-    return "\n".join(lines[:-1])
+        names = named(some.values())
+        heads = [f"{next(iter(some.values()))['count']} clips with {toys}", *names, "mean"]
+        lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+        tables.append("\n".join(lines + ["| " + " | ".join([name, *match_cells(row, names)]) + " |" for name, row in some.items()]))
+    return tables
 
 
 def over_teacher_table(rows):
-    """{name: figures} as a markdown table of each student's figures over those of the teacher's first row; "" without a teacher."""
+    """{name: figures} as a markdown table of each student beside the teacher's first row: what is over the teacher's, and how many clips lost
+    their motion; "" without a teacher."""
     name, teacher = next(((name, row) for name, row in rows.items() if name.startswith(TEACHER)), (None, None))
     if teacher is None:
         return ""
     lines = [f"| over {name} | text match | motion | lost | Frechet |", "|---|---|---|---|---|"]
     for student, row in rows.items():
         if "gain" in row:
-            frechet = f"{row['frechet'] / teacher['frechet']:.2f}" if row["frechet"] is not None and teacher["frechet"] else ""
-            lines.append(
-                f"| {student} | {row['mean'] / teacher['mean']:.3f} | {row['motion_ratio']:.2f} | {row['lost']} of {row['count']} | {frechet} |"
-            )
+            match, frechet = (over(row[key], teacher[key], digits) for key, digits in (("mean", 3), ("frechet", 2)))
+            lines.append(f"| {student} | {match} | {row['motion_ratio']:.2f} | {row['lost']} of {row['count']} | {frechet} |")
     return "\n".join(lines)
+
+
+def over(value, reference, digits):
+    return f"{value / reference:.{digits}f}" if value is not None and reference else ""
 
 
 def plot_of(rows):

@@ -76,7 +76,10 @@ def written(text, height, width):
     picture = Image.new("RGB", (width, height), GROUND)
     draw = ImageDraw.Draw(picture)
     fonts = (ImageFont.load_default(size) for size in range(16, 5, -1))
-    fits = (font for font in fonts if all(draw.textlength(line, font) <= width - 2 * GAP for line in text.split("\n")))
+    lines = text.split("\n")
+    fits = (
+        font for font in fonts if all(draw.textlength(line, font) <= width - 2 * GAP for line in lines) and len(lines) * (font.size + GAP) <= height
+    )
     font = next(fits, ImageFont.load_default(5))
     draw.text((GAP, height / 2), text, INK, font, anchor="lm")
     return np.asarray(picture)

@@ -23,7 +23,7 @@ JUDGE = Path(__file__).resolve().parents[1] / "assets" / "toybox"
 
 class Judge(nn.Module):
     """Clips (B, 8, 3, 128, 128) in [-1, 1] -> {(attribute, slot): logits}. Slots 0 and 1: the left and the right object, the
-    second absent where there is one object (the last class); slot 2: the scene."""
+    second absent where there is one object (the last class); slot 2: the scene. It sees frames and what changes to the next one."""
 
     def __init__(self, width=128, layers=3):
         super().__init__()

@@ -10,6 +10,7 @@ from textwrap import fill
 
 from .arguments import number, positive, report
 from .errors import AppError
+from .video import require_writable
 
 
 def evaluate_arguments(parser):
@@ -19,7 +20,7 @@ def evaluate_arguments(parser):
     )
     parser.add_argument("--prompts", metavar="FILE", help="JSON lines with prompt, seed and said (default: the held-out ones)")
     parser.add_argument("--count", type=number, default=100, metavar="N", help="how many of them (default: 100)")
-    parser.add_argument("--seeds", type=number, default=1, metavar="N", help="of noise for each prompt: N clips of it, for text (default: 1)")
+    parser.add_argument("--seeds", type=number, default=1, metavar="N", help="of noise for each prompt: as many clips of it, for text (default: 1)")
     parser.add_argument("--task", default="text", metavar="TASK", help="text, or depth, sketch, inpaint: how well clips are followed")
     parser.add_argument("--real", action="store_true", help="follow real clips, which installed packages bring along, in place of rendered ones")
     parser.add_argument("--steps", default="1,2,4,8", metavar="LIST", help="the student's steps (default: 1,2,4,8)")
@@ -29,7 +30,9 @@ def evaluate_arguments(parser):
     parser.add_argument("--gamma", type=number, metavar="G", help="randomness of tcd, 0 to 1 (default: the model's own: 0.3, of a two-time map 0)")
     parser.add_argument("--student-guidance", type=number, metavar="W", help="w of a student that takes it as an input (default: its own)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="also write a plot of text match against steps, an SVG")
-    parser.add_argument("--worst", type=Path, metavar="FILE", help="also draw the last row's three clips that show least of their prompts, a PNG")
+    parser.add_argument(
+        "--worst", type=Path, metavar="FILE", help="also draw the three clips of the last student's last row that show least of their prompts, a PNG"
+    )
 
 
 def run_evaluate(args):
@@ -37,23 +40,32 @@ def run_evaluate(args):
     from dataclasses import replace
 
     from . import models
-    from .evaluate import evaluate, gains_table, over_teacher_table, plot_of, read_prompts, table, toys_table, worst
+    from .evaluate import evaluate, gains_table, over_teacher_table, plot_of, read_prompts, table, toys_tables, worst
     from .grid import write_sheet
     from .pipeline import one_of, within
     from .sources import licence_of
 
     count, guidance = positive(args.count, "count"), within(args.guidance, 0, 30, "E_GUIDANCE")
-    goals = read_prompts(args.prompts, count, positive(args.seeds, "seeds"))
+    goals = read_prompts(args.prompts, count, positive(args.seeds, "seeds", 100))
     if licence_of(args.model):
         report(licence_of(args.model))
+    plan, found, text = (steps_of(args.steps, 8), steps_of(args.teacher_steps, 100)), {}, args.task == "text"
+    for wrong, detail in (
+        (text and args.real, "--real is for the tasks that follow a video"),
+        (not text and (args.seeds != 1 or args.plot or args.worst), "--seeds, --plot and --worst are for --task text"),
+        (args.worst and not plan[0], "--worst wants --steps"),
+        (args.worst and args.worst == args.plot, "--worst and --plot want files of their own"),
+    ):
+        if wrong:
+            raise AppError("E_ARGUMENTS", detail=detail)
+    for path in filter(None, (args.plot, args.worst)):
+        require_writable(path)
     students, teacher = students_of(args), models.load(args.model, role="teacher")
     if guidance is not None:
         teacher.info = replace(teacher.info, guidance=float(guidance))
-    plan, found = (steps_of(args.steps, 8), steps_of(args.teacher_steps, 100)), {}
-    if args.task == "text" and args.real:
-        raise AppError("E_ARGUMENTS", detail="--real is for the tasks that follow a video")
-    if args.task == "text":
-        events = evaluate(students, teacher, goals, *plan, **sampler_of(args.sampler, args.gamma))
+    if text:
+        how = sampler_of(args.sampler, args.gamma)
+        events = evaluate(students, teacher, goals, *plan, **how)
     else:
         from .evaluate_guided import FIGURES, evaluate_guided, real_goals, rendered_goals
         from .evaluate_guided import guided_table as table
@@ -66,19 +78,17 @@ def run_evaluate(args):
             report(name)
         else:
             found[name] = figures
-    report(table(found))
-    if args.task == "text":
-        report(toys_table(found))
-        if plan[0]:
-            report(gains_table(found))
-            report(over_teacher_table(found))
-    if args.plot and args.task == "text":
+    tables = [table(found), *(toys_tables(found) if text else ()), *((gains_table(found), over_teacher_table(found)) if text and plan[0] else ())]
+    report("\n\n".join(filter(None, tables)))
+    if args.plot:
         write_text(args.plot, plot_of(found))
-    if args.worst and args.task == "text" and plan[0]:
+    if args.worst:
         name, student = [*students.items()][-1]
-        tiles = worst(student, goals, [*found.values()][-1]["each"], plan[0][-1])
-        write_sheet(args.worst, [(fill(prompt, 24), frames) for prompt, frames in tiles], {"student": name, "steps": plan[0][-1]})
-    return {"task": args.task, "real": args.real, "prompts": len(goals), "rows": found}
+        clips = worst(student, goals, [*found.values()][-1]["each"], plan[0][-1], **how)
+        tiles = [(fill(f"{row['prompt']} (seed {row['seed']})", 24), frames) for row, frames in clips]
+        write_sheet(args.worst, tiles, {"student": name, "steps": plan[0][-1]})
+    seeds = {"seeds": [row["seed"] for row in goals]} if text else {}
+    return {"task": args.task, "real": args.real, "clips": len(goals), **seeds, "rows": found}
 
 
 def students_of(args):
@@ -180,4 +190,4 @@ def steps_of(text, limit):
     for value in values:
         if not isinstance(value, int) or not 1 <= value <= limit:
             raise AppError("E_STEPS", given=value, limit=limit)
-    return tuple(values)
+    return tuple(dict.fromkeys(values))

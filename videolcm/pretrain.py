@@ -25,7 +25,7 @@ from .pretrain_codec import codec_stage, decoder_stage
 from .pretrain_depth import depth_stage
 from .schedule import Schedule
 from .shipping import sheet, ship
-from .training import Stage, averaged_weights, generator
+from .training import Stage, averaged_weights, fill, generator
 from .world import ATTRIBUTES, OBJECT_ATTRIBUTES, SCENE_ATTRIBUTES, plot, vocabulary
 
 # ---- text
@@ -81,7 +81,7 @@ def text_stage(iterations=1200, batch=192):
 # ---- teacher
 
 LAST_SHARE = 0.05  # of a batch at t = 999, where content is decided
-NOISY_SHARE, NOISY = 0.1, 600  # of a batch at 600 and above: a latent this large still tells there where things are
+NOISY_SHARE, NOISY = 0.1, 600  # of a batch from here on, besides the uniform rest: few, since shapes are lost at little noise (training log)
 DROP_MAPS = 0.6  # text alone is the hardest of the four tasks
 OBJECT_WEIGHT = 3.0  # added to the loss where objects are
 
@@ -205,14 +205,15 @@ def flipped(labels):
     return exchanged({(name, 1 - slot if two and slot < 2 else slot): value for (name, slot), value in labels.items()}, "left", "right")
 
 
-def exchanged(labels, *motions):
+def exchanged(labels, one, other):
     """The labels with two motions in each other's place."""
-    a, b = (ATTRIBUTES["motion"].index(name) for name in motions)
+    a, b = (ATTRIBUTES["motion"].index(name) for name in (one, other))
     return {key: {a: b, b: a}.get(value, value) if key[0] == "motion" else value for key, value in labels.items()}
 
 
 def worn(clip, rng):
-    """A clip (F, 3, H, W) as a codec might leave it: a little blurred, noisy, brighter or darker; and moved by up to 4 and 8 pixels."""
+    """A clip (F, 3, H, W) as a codec might leave it: a little blurred, noisy, brighter or darker; and moved by up to 4 pixels up or down and 8
+    to a side."""
     down, right = rng.integers(-4, 5), rng.integers(-8, 9)
     rows, columns = (np.clip(np.arange(n) + by, 0, n - 1) for n, by in zip(clip.shape[2:], (down, right), strict=True))
     clip = clip[:, :, rows][..., columns]
@@ -229,7 +230,7 @@ def worn(clip, rng):
 def trained(runs, name, dtype=None):
     """The network of an earlier stage for inference: the averaged weights of its run, what is shipped where it has not run here.
 
-    AppError E_MODEL_FILE where neither is there.
+    AppError E_MODEL_FILE where neither is there, E_RESUME where the run is of another network.
     """
     dtype = torch.float32 if name in ("text", "depth") else dtype or pick_dtype(None, torch.device("cpu"))
     if not (Path(runs) / name).exists():
@@ -245,7 +246,7 @@ def trained(runs, name, dtype=None):
         "judge": Judge,
         "depth": DepthNet,
     }[name]()
-    net.load_state_dict(averaged_weights(Path(runs) / name)[1])
+    fill(net, averaged_weights(Path(runs) / name)[1])
     net = net.encoder if name == "text" else net
     return net.to(dtype).eval().requires_grad_(False)
 
