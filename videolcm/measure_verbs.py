@@ -10,7 +10,6 @@ from textwrap import fill
 
 from .arguments import number, positive, report
 from .errors import AppError
-from .video import require_writable
 
 
 def evaluate_arguments(parser):
@@ -44,6 +43,7 @@ def run_evaluate(args):
     from .grid import write_sheet
     from .pipeline import one_of, within
     from .sources import licence_of
+    from .video import require_writable
 
     count, guidance = positive(args.count, "count"), within(args.guidance, 0, 30, "E_GUIDANCE")
     goals = read_prompts(args.prompts, count, positive(args.seeds, "seeds", 100))
