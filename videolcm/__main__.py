@@ -90,15 +90,12 @@ def compare_arguments(parser):
 def run_compare(args):
     """Make one clip in several ways, beside the teacher's; returns the JSON object."""
     from .compare import CellDone, CellProgress, compare, model_of, requests_of, row
-    from .video import require_writable
+    from .video import require_files
 
     request, notices = request_of(Namespace(**{**vars(args), "steps": None, "sampler": None, "role": "student"}))
     cells, reference = cells_of(args)
-    roles, paths = {cell.role for cell in requests_of(request, cells, reference)}, [*filter(None, (args.out, args.sheet, args.gif))]
-    if len({path.absolute() for path in paths}) < len(paths):
-        raise AppError("E_ARGUMENTS", detail="--out, --sheet and --gif want files of their own")
-    for path in paths:
-        require_writable(path)
+    roles = {cell.role for cell in requests_of(request, cells, reference)}
+    require_files({"--out": args.out, "--sheet": args.sheet, "--gif": args.gif})
     models, done, failed = {}, {}, {}
     for role in sorted(roles):
         ref, kind = model_of(role, args.model)

@@ -20,6 +20,13 @@ class Parser(argparse.ArgumentParser):
         raise AppError("E_ARGUMENTS", detail=message)
 
 
+def refuse(*cases):
+    """AppError E_ARGUMENTS with the sentence of the first of the (wrong, sentence) that is wrong."""
+    for wrong, detail in cases:
+        if wrong:
+            raise AppError("E_ARGUMENTS", detail=detail)
+
+
 def report(line):
     """Progress and sentences for people: stdout is for the JSON object."""
     print(line, file=sys.stderr, flush=True)

@@ -156,7 +156,7 @@ def evaluate(students, teacher, rows, steps=(1, 2, 4, 8), teacher_steps=(50,), s
     plan += [(f"{TEACHER} {n}", made_clips(teacher, rows, n, "ddim", w)) for n in teacher_steps]
     plan += [(f"{BEFORE} {n}", made_clips(teacher, rows, n, "lcm", w)) for n in steps]
     for name, student in students.items():
-        how, own = (sampler, knobs) if sampler else way(student.info)
+        how, own = way_of(student, sampler, knobs)
         plan += [(f"{name}, {how.upper()} {n}", made_clips(student, rows, n, how, **own)) for n in steps]
     for name, made in plan:
         kept[name] = []
@@ -177,9 +177,14 @@ def evaluate(students, teacher, rows, steps=(1, 2, 4, 8), teacher_steps=(50,), s
 
 def worst(model, rows, each, steps, sampler=None, count=3, **knobs):
     """[(row, frames)] of the clips that show least of their prompts, as `each` of their figures says, made again as `evaluate` made them."""
-    how, own = (sampler, knobs) if sampler else way(model.info)
+    how, own = way_of(model, sampler, knobs)
     chosen = [rows[i] for i in np.argsort(each, kind="stable")[:count]]
     return [*zip(chosen, made_clips(model, chosen, steps, how, **own), strict=True)]
+
+
+def way_of(model, sampler, knobs):
+    """(sampler, its knobs) that were asked for, the model's own where none was."""
+    return (sampler, knobs) if sampler else way(model.info)
 
 
 def before_of(name):
@@ -210,21 +215,26 @@ def gains_table(rows):
             more = f" ({row['gain']:+.3f} ± {row['gain_error']:.3f})" if "gain" in row else ""
             found.setdefault(who, {})[steps] = f"{row['mean']:.3f}{more}"
     counts = list(found[BEFORE])
-    lines = ["| text match (gain) | " + " | ".join(f"{n} step{'s' * (n != '1')}" for n in counts) + " |", "|---" * (len(counts) + 1) + "|"]
-    return "\n".join(lines + [f"| {who} | " + " | ".join(cells[n] for n in counts) + " |" for who, cells in found.items()])
+    heads = ["text match (gain)", *(f"{n} step{'s' * (n != '1')}" for n in counts)]
+    return markdown(heads, [[who, *(cells[n] for n in counts)] for who, cells in found.items()])
 
 
 def table(rows):
     """{name: figures} as a markdown table."""
     names = named(rows.values())
     heads = [f"{next(iter(rows.values()))['count']} clips each", *names, "mean", "motion kept", "lost", "Frechet", "flicker", "distance", "PSNR"]
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    more = {"frechet": ".2f", "flicker": ".2f", "distance": ".3f", "psnr": ".1f"}
+    lines = []
     for name, row in rows.items():
         cells = [*match_cells(row, names), f"{row['motion_ratio']:.2f}", str(row["lost"])]
-        more = {"frechet": ".2f", "flicker": ".2f", "distance": ".3f", "psnr": ".1f"}
-        cells += ["" if row[key] is None else format(row[key], pattern) for key, pattern in more.items()]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append([name, *cells, *("" if row[key] is None else format(row[key], pattern) for key, pattern in more.items())])
+    return markdown(heads, lines)
+
+
+def markdown(heads, rows):
+    """A markdown table of texts."""
+    first, *rest = ("| " + " | ".join(row) + " |" for row in (heads, *rows))
+    return "\n".join([first, "|---" * len(heads) + "|", *rest])
 
 
 def match_cells(row, names):
@@ -239,8 +249,7 @@ def toys_tables(rows):
         some = {name: row["toys"][toys] for name, row in rows.items()}
         names = named(some.values())
         heads = [f"{next(iter(some.values()))['count']} clips with {toys}", *names, "mean"]
-        lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-        tables.append("\n".join(lines + ["| " + " | ".join([name, *match_cells(row, names)]) + " |" for name, row in some.items()]))
+        tables.append(markdown(heads, [[name, *match_cells(row, names)] for name, row in some.items()]))
     return tables
 
 
@@ -250,12 +259,12 @@ def over_teacher_table(rows):
     name, teacher = next(((name, row) for name, row in rows.items() if name.startswith(TEACHER)), (None, None))
     if teacher is None:
         return ""
-    lines = [f"| over {name} | text match | motion | lost | Frechet |", "|---|---|---|---|---|"]
+    lines = []
     for student, row in rows.items():
         if "gain" in row:
             match, frechet = (over(row[key], teacher[key], digits) for key, digits in (("mean", 3), ("frechet", 2)))
-            lines.append(f"| {student} | {match} | {row['motion_ratio']:.2f} | {row['lost']} of {row['count']} | {frechet} |")
-    return "\n".join(lines)
+            lines.append([student, match, f"{row['motion_ratio']:.2f}", f"{row['lost']} of {row['count']}", frechet])
+    return markdown([f"over {name}", "text match", "motion", "lost", "Frechet"], lines)
 
 
 def over(value, reference, digits):

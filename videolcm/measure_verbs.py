@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from textwrap import fill
 
-from .arguments import number, positive, report
+from .arguments import number, positive, refuse, report
 from .errors import AppError
 
 
@@ -43,23 +43,19 @@ def run_evaluate(args):
     from .grid import write_sheet
     from .pipeline import one_of, within
     from .sources import licence_of
-    from .video import require_writable
+    from .video import require_files
 
     count, guidance = positive(args.count, "count"), within(args.guidance, 0, 30, "E_GUIDANCE")
     goals = read_prompts(args.prompts, count, positive(args.seeds, "seeds", 100))
     if licence_of(args.model):
         report(licence_of(args.model))
     plan, found, text = (steps_of(args.steps, 8), steps_of(args.teacher_steps, 100)), {}, args.task == "text"
-    for wrong, detail in (
+    refuse(
         (text and args.real, "--real is for the tasks that follow a video"),
         (not text and (args.seeds != 1 or args.plot or args.worst), "--seeds, --plot and --worst are for --task text"),
         (args.worst and not plan[0], "--worst wants --steps"),
-        (args.worst and args.worst == args.plot, "--worst and --plot want files of their own"),
-    ):
-        if wrong:
-            raise AppError("E_ARGUMENTS", detail=detail)
-    for path in filter(None, (args.plot, args.worst)):
-        require_writable(path)
+    )
+    require_files({"--worst": args.worst, "--plot": args.plot})
     students, teacher = students_of(args), models.load(args.model, role="teacher")
     if guidance is not None:
         teacher.info = replace(teacher.info, guidance=float(guidance))

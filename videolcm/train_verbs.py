@@ -15,7 +15,7 @@ from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
 
-from .arguments import Parser, between, number, positive, range_of, report, skips_of
+from .arguments import Parser, between, number, positive, range_of, refuse, report, skips_of
 from .errors import AppError
 from .jobs import CONDITIONS, PRESETS, Knobs, Stopped, Worker, conditions_of, preset_of, work
 from .processes import after_the_first, device_of, rank, share_of, together, world
@@ -120,14 +120,12 @@ def run_distill(args):
     args = settled(args)
     knobs_of(args)
     several = share_of(os.environ).world > 1
-    for wrong, detail in (
+    refuse(
         (args.job and several, "--job is for one process"),
         (args.shard and not several, "--shard needs several processes, as torchrun starts them"),
         (args.shard and args.optimiser == "muon", "--shard takes --optimiser adamw alone"),
         (args.shard and args.preview_every, "with --shard no process has a whole network for --preview-every"),
-    ):
-        if wrong:
-            raise AppError("E_ARGUMENTS", detail=detail)
+    )
     if args.job:
         return work(args.out, lambda worker: distil(args, worker))
     with suppress(Stopped):

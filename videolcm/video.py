@@ -108,6 +108,16 @@ def sha256_of(frames):
     return hashlib.sha256(np.ascontiguousarray(frames)).hexdigest()
 
 
+def require_files(options):
+    """`require_writable` for every path that there is of {option: path or None}. AppError E_ARGUMENTS where two of them are one file."""
+    paths = [*filter(None, options.values())]
+    if len({path.absolute() for path in paths}) < len(paths):
+        *some, last = options
+        raise AppError("E_ARGUMENTS", detail=f"{', '.join(some)} and {last} want files of their own")
+    for path in paths:
+        require_writable(path)
+
+
 def require_writable(path):
     """AppError E_OUTPUT unless a file can be made at `path`: asked before the work, not after it. Leaves nothing behind."""
     path = Path(path)
