@@ -19,7 +19,7 @@ from videolcm.distill import (
     distill_stage,
     finished_student,
     jump,
-    sample_goal,
+    solver_step,
     student_info,
     student_net,
     write_student,
@@ -87,19 +87,36 @@ def test_a_jump_of_the_perfect_student_is_the_flow(t, s):
     torch.testing.assert_close(jump(best, SCHEDULE, x_t, t, s, told(4)), flow(x_t, t, s), rtol=0, atol=1e-3)
 
 
-def test_goals_lie_on_the_grid_at_or_below_and_half_of_them_at_the_end():
-    t, t_prev = SCHEDULE.sample_pair(4000, seeded(), 100)
-    s = sample_goal(t_prev, 100, seeded(1))
-    assert ((s >= 0) & (s <= t_prev)).all() and set(s.tolist()) == {0, *range(99, 900, 100)}
-    assert 0.5 < (s == 0).float().mean() < 0.75 and (s == t_prev).float().mean() > 0.05
-    assert (sample_goal(t_prev, 100, seeded(1), share_end=1) == 0).all() and t.min() == 99
+def test_goals_lie_on_the_grid_as_far_below_as_steps_of_students_go():
+    for skip, lengths in ((125, {125, 250, 500, 1000}), (20, {140, 260, 500, 1000})):
+        t, t_prev = SCHEDULE.sample_pair(4000, seeded(), skip)
+        s = SCHEDULE.sample_goal(t, skip, seeded(1))
+        assert ((s >= 0) & (s <= t_prev)).all() and set((t - s)[s > 0].tolist()) == lengths - {1000}
+        first = s[t == 999]
+        assert set(first.tolist()) == {max(999 - length, 0) for length in lengths} and 0.15 < (first == 0).float().mean() < 0.35
+
+
+def test_the_x0_of_a_step_is_what_takes_it():
+    x_t, x0 = tiny.randn(5, 4, 1, 1, 4, 4), tiny.randn(6, 4, 1, 1, 4, 4)
+    t, s = torch.tensor([999, 999, 499, 39]), torch.tensor([874, 0, 19, 0])
+    x_s = SCHEDULE.ddim_step(x_t, x0, t, s)
+    torch.testing.assert_close(SCHEDULE.x0_of_step(x_t, x_s, t, s), x0, rtol=0, atol=2e-4)
+
+
+def test_two_solver_steps_are_half_as_long_each():
+    x_t, t, t_prev = tiny.randn(1, 3, 1, 1, 4, 4), torch.tensor([999, 124, 100]), torch.tensor([874, 0, 99])
+    half, end = torch.tensor([937, 62, 100]), solver_step(teacher, SCHEDULE, x_t, t, t_prev, told(3), told(3), 0, 2)
+    between = solver_step(teacher, SCHEDULE, x_t, t, half, told(3), told(3), 0)
+    torch.testing.assert_close(end, solver_step(teacher, SCHEDULE, between, half, t_prev, told(3), told(3), 0))
+    exact, one = flow(x_t, t, t_prev), solver_step(teacher, SCHEDULE, x_t, t, t_prev, told(3), told(3), 0)
+    assert (end - exact).abs().max() < 0.7 * (one - exact).abs().max()
 
 
 def pair_loss(student, target, skip, w=0, batch=512):
     g = seeded()
     t, t_prev = SCHEDULE.sample_pair(batch, g, skip)
     x_t = SCHEDULE.add_noise(MEAN + DEVIATION * torch.randn(batch, 1, 1, 4, 4, generator=g), torch.randn(batch, 1, 1, 4, 4, generator=g), t)
-    return consistency_pair_loss(student, target, teacher, SCHEDULE, x_t, t, t_prev, told(batch), told(batch), w, s=sample_goal(t_prev, skip, g))
+    return consistency_pair_loss(student, target, teacher, SCHEDULE, x_t, t, t_prev, told(batch), told(batch), w, s=SCHEDULE.sample_goal(t, skip, g))
 
 
 def test_the_loss_of_the_perfect_student_shrinks_with_the_solver_step_and_others_have_more():
@@ -114,7 +131,7 @@ def test_where_the_data_is_one_video_every_jump_follows_the_line_to_it():
     t, t_prev = SCHEDULE.sample_pair(256, g, 20)
     x_t = SCHEDULE.add_noise(video.expand(256, -1, -1, -1, -1), torch.randn(256, 1, 1, 4, 4, generator=g), t)
     known = lambda x, t, cond: video.expand_as(x)  # noqa: E731
-    s = sample_goal(t_prev, 20, g)
+    s = SCHEDULE.sample_goal(t, 20, g)
     loss = lambda student: consistency_pair_loss(student, known, known, SCHEDULE, x_t, t, t_prev, told(256), told(256), 0, s=s)  # noqa: E731
     assert loss(known) < 1e-5 and loss(lambda x, t, cond: 1.05 * video.expand_as(x)) > 5e-3
 
@@ -145,8 +162,8 @@ def test_samplers_say_where_a_step_goes():
 
 def test_distilling_teaches_every_jump_what_the_teacher_needs_many_steps_for():
     """A gain for each pair (t, s) of a grid, on zero-mean Gaussian data: known is the product of the teacher's DDIM steps between them."""
-    grid = torch.tensor([0, *range(99, 1000, 100)])
-    alpha, sigma = (a.flatten() for a in SCHEDULE.alpha_sigma(grid, torch.zeros(11, 1)))
+    grid = torch.tensor([0, *range(124, 1000, 125)])
+    alpha, sigma = (a.flatten() for a in SCHEDULE.alpha_sigma(grid, torch.zeros(9, 1)))
 
     class Gains(nn.Module):
         def __init__(self, columns):
@@ -154,26 +171,26 @@ def test_distilling_teaches_every_jump_what_the_teacher_needs_many_steps_for():
             self.gain = nn.Parameter((alpha * DEVIATION**2 / (alpha**2 * DEVIATION**2 + sigma**2))[:, None].repeat(1, columns))
 
         def forward(self, x_t, t, cond):
-            s = torch.zeros_like(t) if cond.s is None or self.gain.shape[1] == 1 else (cond.s + 1) // 100
-            return self.gain[(t + 1) // 100, s].reshape(-1, 1, 1, 1, 1) * x_t
+            s = torch.zeros_like(t) if cond.s is None or self.gain.shape[1] == 1 else (cond.s + 1) // 125
+            return self.gain[(t + 1) // 125, s].reshape(-1, 1, 1, 1, 1) * x_t
 
-    known, student = Gains(1), Gains(11)
+    known, student = Gains(1), Gains(9)
     target, g = copy.deepcopy(student), seeded()
     optimiser = torch.optim.Adam(student.parameters(), 2e-2)
     for _ in range(700):
-        t, t_prev = SCHEDULE.sample_pair(128, g, 100)
+        t, t_prev = SCHEDULE.sample_pair(128, g, 125)
         x_t = SCHEDULE.add_noise(DEVIATION * torch.randn(128, 1, 1, 2, 2, generator=g), torch.randn(128, 1, 1, 2, 2, generator=g), t)
-        s = sample_goal(t_prev, 100, g)
+        s = SCHEDULE.sample_goal(t, 125, g)
         loss = consistency_pair_loss(student, target, known, SCHEDULE, x_t, t, t_prev, told(128), told(128), 0, s=s)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         update_ema(target, student, 0.95)
     one = torch.ones(1, 1, 1, 1, 1)
-    for t, s in ((999, 0), (999, 499), (499, 0), (799, 299)):
+    for t, s in ((999, 0), (999, 499), (499, 0), (749, 624), (874, 624)):
         expected = one
-        for at in range(t, s, -100):
-            expected = SCHEDULE.ddim_step(expected, known(expected, torch.tensor([at]), told(1)), at, max(at - 100, 0))
+        for at in range(t, s, -125):
+            expected = SCHEDULE.ddim_step(expected, known(expected, torch.tensor([at]), told(1)), at, max(at - 125, 0))
         assert jump(target, SCHEDULE, one, torch.tensor([t]), torch.tensor([s]), told(1)).item() == pytest.approx(expected.item(), abs=0.04)
 
 

@@ -36,6 +36,7 @@ class DistillConfig:
     optimiser: str = "adamw"  # or muon, for the hidden matrices
     guidance: float = 9.0  # w
     skips: tuple[int, ...] = (20,)  # k of each phase, equally long
+    solver_steps: int = 1  # of the teacher, equally long, in k; paper: 1
     huber: float = 1e-3
     ema: float = 0.95  # Sec. 4.1
     share_last: float = 0.0  # of a batch at t = 999; paper: not said
@@ -75,12 +76,13 @@ def distill_stage(teacher, clips, config, checkpointing=False, shared=False):
             w = (low + (high - low) * torch.rand(samples, generator=g))[part].to(teacher.device)
             cond = replace(cond, w=w)
         if config.two_time:
-            s = sample_goal(t_prev, skip, g)[part].to(teacher.device)
+            s = teacher.schedule.sample_goal(t, skip, g)[part].to(teacher.device)
         x0, t, t_prev, eps = (value.to(teacher.device) for value in (x0, t[part], t_prev[part], eps[part]))
         cond = cond.map(lambda value: value.to(teacher.device))
         student, average = teacher.with_denoiser(net).denoise, teacher.with_denoiser(target).denoise
         x_t = teacher.schedule.add_noise(x0, eps, t)
-        return consistency_pair_loss(student, average, frozen.denoise, teacher.schedule, x_t, t, t_prev, cond, cond.null(empty), w, config.huber, s)
+        nets, null = (student, average, frozen.denoise), cond.null(empty)
+        return consistency_pair_loss(*nets, teacher.schedule, x_t, t, t_prev, cond, null, w, config.huber, s, config.solver_steps)
 
     def make():
         net = student_net(teacher, config)
@@ -181,20 +183,22 @@ def consistency_loss(student, target, teacher, schedule, x0, cond, null, w, gene
     return consistency_pair_loss(student, target, teacher, schedule, x_t, t, t_prev, cond, null, w, c)
 
 
-def consistency_pair_loss(student, target, teacher, schedule, x_t, t, t_prev, cond, null, w, c=1e-3, s=None):
+def consistency_pair_loss(student, target, teacher, schedule, x_t, t, t_prev, cond, null, w, c=1e-3, s=None, solver_steps=1):
     """Eq. 2 for given noised latents x_t (B, C, F, h, w) and timesteps t > t_prev (B,): a scalar, float32. w: a number or (B,).
 
-    With s (B,), each s <= t_prev, the two are compared where they pass s (`jump`) in place of where they end.
+    With s (B,), each s <= t_prev, the student answers for where its trajectory passes s: that answer and what the target makes of x_prev
+    (`jump`) are compared as the x0 that both mean, so that a short way, which changes x_t little, weighs as much as a long one.
+    `solver_steps`: of the teacher from t to t_prev.
     """
-
-    def answer(denoise, x, at):
-        return consistency(denoise, schedule, x, at, cond) if s is None else jump(denoise, schedule, x, at, s, cond)
-
+    told = cond if s is None else cond.towards(s)
     with torch.no_grad():
-        x_prev = solver_step(teacher, schedule, x_t, t, t_prev, cond, null, w)
-        goal = answer(target, x_prev, t_prev)
+        x_prev = solver_step(teacher, schedule, x_t, t, t_prev, cond, null, w, solver_steps)
+        if s is None:
+            goal = consistency(target, schedule, x_prev, t_prev, cond)
+        else:
+            goal = schedule.x0_of_step(x_t, jump(target, schedule, x_prev, t_prev, s, cond), t, s)
     # Eq. 2: d(f_theta(x_{t_{n+k}}, t_{n+k}), f_theta*(x_{t_n}, t_n))
-    return pseudo_huber(answer(student, x_t, t), goal, c)
+    return pseudo_huber(consistency(student, schedule, x_t, t, told), goal, c)
 
 
 def jump(denoise, schedule, x_t, t, s, cond):
@@ -205,23 +209,19 @@ def jump(denoise, schedule, x_t, t, s, cond):
     return schedule.ddim_step(x_t, consistency(denoise, schedule, x_t, t, cond.towards(s)), t, s)
 
 
-def sample_goal(t_prev, skip, generator, share_end=0.5):
-    """s of each sample (B,): for a share of them 0, where one step goes; else a point of the grid from t_prev down, or 0, each as likely."""
-    steps = -(-t_prev // skip)  # from t_prev to 0
-    draws = torch.rand(2, len(t_prev), generator=generator)
-    s = t_prev - skip * (draws[0] * (steps + 1)).long()
-    return torch.where(draws[1] < share_end, 0, s.clamp(min=0))
-
-
-def solver_step(teacher, schedule, x_t, t, t_prev, cond, null, w):
-    """Where the guided teacher goes from x_t at t: x_prev at t_prev, float32, by one DDIM step and one call on a batch of 2 B.
+def solver_step(teacher, schedule, x_t, t, t_prev, cond, null, w, steps=1):
+    """Where the guided teacher goes from x_t at t: x_prev at t_prev, float32, by DDIM steps of equal length, each one call on a batch of 2 B.
 
     For the grid's first point t_prev is 0, which is abar_0 and not the clean end: f is the identity there.
     """
-    # Eq. 5 in x0 form
-    x0 = guide(teacher, x_t, t, cond, null, w)
-    # Eq. 4: x_prev = x_t + Psi(x_t, t, t_prev, c)
-    return schedule.ddim_step(x_t, x0, t, t_prev)
+    x, at = x_t, t
+    for left in range(steps, 0, -1):
+        # Eq. 5 in x0 form
+        x0 = guide(teacher, x, at, cond, null, w)
+        to = at - (at - t_prev) // left
+        # Eq. 4: x_prev = x_t + Psi(x_t, t, t_prev, c)
+        x, at = schedule.ddim_step(x, x0, at, to), to
+    return x
 
 
 def pseudo_huber(a, b, c):

@@ -68,9 +68,10 @@ class Knobs:
     guidance_range: str | None = None  # "LOW,HIGH": w as an input of the student
     two_time: bool = False
     accumulate: int = 1
+    solver_steps: int = 1  # of the teacher for each of a skip
 
     def __post_init__(self):
-        for name in ("iterations", "batch", "clips", "accumulate"):
+        for name in ("iterations", "batch", "clips", "accumulate", "solver_steps"):
             object.__setattr__(self, name, positive(getattr(self, name), name))
         for name, low, high in (("ema", 0, 1), ("seed", 0, 2**31 - 1)):
             between(getattr(self, name), name, low, high)

@@ -106,6 +106,13 @@ class Schedule:
         # x_prev = alpha_prev x0 + sigma_prev eps
         return alpha_prev * x0 + sigma_prev * self.eps_from_x0(x_t, x0, t)
 
+    def x0_of_step(self, x_t, x_s, t, s):
+        """The x0 by which `ddim_step` goes from x_t at t to x_s at s < t, both timesteps, not the end: what a step means, whatever its length."""
+        (alpha, sigma), (alpha_s, sigma_s) = self.alpha_sigma(t, x_t), self.alpha_sigma(s, x_t)
+        # x_s = alpha_s x0 + sigma_s (x_t - alpha_t x0) / sigma_t
+        kept = sigma_s / sigma
+        return (x_s - kept * x_t) / (alpha_s - kept * alpha)
+
     def ddim_timesteps(self, steps):
         """The teacher's timesteps, int64 (steps,), descending from the last one; steps in 1..train_steps or AppError E_STEPS.
 
@@ -151,6 +158,17 @@ class Schedule:
         forced = int(n * share_last + torch.rand((), generator=generator, device=device))
         t[:forced] = self.train_steps - 1
         return t, (t - skip).clamp(min=0)
+
+    def sample_goal(self, t, skip, generator=None):
+        """Draw where a student that may stop anywhere goes from each t of `sample_pair`: s <= t_prev, int64 (n,), on the generator's device.
+
+        As far as a step goes of one, two, four or eight that lead from noise to the end, each as likely, rounded up to whole skips; 0 where that
+        would be below 0.
+        """
+        device = "cpu" if generator is None else generator.device
+        steps = 2 ** torch.randint(4, (len(t),), generator=generator, device=device)  # (n,)
+        length = -(-self.train_steps // (steps * skip)) * skip
+        return (t - length).clamp(min=0)
 
     def _look_up(self, t, like, first):
         index = torch.as_tensor(t).cpu()

@@ -84,6 +84,7 @@ def distill_arguments(parser):
         metavar="K",
         help="train timesteps a solver step spans; a list like 100,20 for phases (default: the teacher's own: toybox 100, others the official 20)",
     )
+    knob("--solver-steps", type=number, metavar="N", help="in how many equal steps the teacher goes that far (default: 1, the paper's)")
     knob(
         "--huber",
         type=number,
@@ -235,6 +236,7 @@ def config_of(knobs, teacher):
         lora=knobs.lora,
         w_range=range_of(knobs.guidance_range),
         two_time=knobs.two_time,
+        solver_steps=knobs.solver_steps,
     )
 
 
