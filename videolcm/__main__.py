@@ -63,11 +63,10 @@ def run_generate(args):
 def run_one(args, out):
     """Make one clip at `out`; returns the JSON object."""
     from .pipeline import generate, save, told
-    from .video import require_writable
+    from .video import require_files
 
     request, notices = request_of(args)
-    for path in filter(None, (out, args.npy)):
-        require_writable(path)
+    require_files({"--out": out, "--npy": args.npy})
     result = watched(generate(load_model(args), request))
     result = replace(save(result, out), notices=(*notices, *result.notices))
     if args.npy:
