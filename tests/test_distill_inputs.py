@@ -19,6 +19,7 @@ from videolcm.distill import (
     distill_stage,
     finished_student,
     jump,
+    own_beginnings,
     solver_step,
     student_info,
     student_net,
@@ -192,6 +193,28 @@ def test_distilling_teaches_every_jump_what_the_teacher_needs_many_steps_for():
         for at in range(t, s, -125):
             expected = SCHEDULE.ddim_step(expected, known(expected, torch.tensor([at]), told(1)), at, max(at - 125, 0))
         assert jump(target, SCHEDULE, one, torch.tensor([t]), torch.tensor([s]), told(1)).item() == pytest.approx(expected.item(), abs=0.04)
+
+
+def test_a_share_of_a_batch_begins_where_the_student_goes_from_noise():
+    t, own = torch.tensor([999, 874, 249, 124]), torch.tensor([True, True, True, False])
+    x_t, eps = tiny.randn(1, 4, 1, 1, 4, 4), tiny.randn(2, 4, 1, 1, 4, 4)
+    begun = own_beginnings(best, SCHEDULE, x_t, eps, t, told(4), own)
+    torch.testing.assert_close(begun[0], eps[0], rtol=0, atol=2e-5)
+    torch.testing.assert_close(begun[1:3], flow(eps, torch.full_like(t, 999), t)[1:3], rtol=0, atol=1e-3)
+    assert torch.equal(begun[3], x_t[3])
+
+
+def test_a_student_that_begins_where_it_goes_itself_trains_and_resumes_bit_for_bit(tmp_path):
+    teacher, clips = tiny.toybox("teacher", torch.float32), tiny.clips()
+    losses = {}
+    for name, share in (("none", 0.0), ("some", 0.7)):
+        stage = distill_stage(teacher, clips, replace(CONFIG, iterations=4, share_own=share))
+        losses[name] = [step.loss for step in train(stage, tmp_path / name)]
+    halves = distill_stage(teacher, clips, replace(CONFIG, iterations=4, share_own=0.7))
+    first = train(halves, tmp_path / "halves")
+    found = [next(first).loss, next(first).loss]
+    first.close()
+    assert found + [step.loss for step in train(halves, tmp_path / "halves", resume=True)] == losses["some"] != losses["none"]
 
 
 # ---- guidance as an input

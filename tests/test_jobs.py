@@ -244,11 +244,11 @@ def test_every_knob_is_an_argument():
     from videolcm.__main__ import VERBS, parser_of
     from videolcm.train_verbs import config_of, knobs_of
 
-    knobs = Knobs(lora=4, guidance_range="0.5,3", two_time=True, accumulate=2, images=0.5, guidance=1.0, solver_steps=2)
+    knobs = Knobs(lora=4, guidance_range="0.5,3", two_time=True, accumulate=2, images=0.5, guidance=1.0, solver_steps=2, own=0.5)
     assert knobs_of(parser_of(VERBS).parse_args(["distill", *knobs.arguments()])) == knobs
     config = config_of(knobs, tiny.toybox("teacher"))
     assert (config.lora, config.w_range, config.two_time, config.inputs) == (4, (0.5, 3.0), True, ("w", "s"))
-    assert (config.accumulate, config.solver_steps) == (2, 2)
+    assert (config.accumulate, config.solver_steps, config.share_own) == (2, 2, 0.5)
     assert (config.lr, config.optimiser, config.skips, config.guidance) == (Toybox.distilling["lr"], "muon", (100,), 1.0)
 
 
@@ -320,6 +320,7 @@ def test_the_paper_is_the_papers():
         *(("E_NUMBER", {"two_time": value}) for value in ("yes", 1, None)),
         ("E_NUMBER", {"accumulate": 0}),
         ("E_NUMBER", {"solver_steps": 0.5}),
+        ("E_NUMBER", {"own": 2}),
         ("E_NUMBER", {"guidance": 31}),
     ],
 )

@@ -54,6 +54,7 @@ BAD = [
     ("E_OUTPUT", ["generate", PROMPT, "--out", "no/such/folder/clip.mp4"]),
     ("E_OUTPUT", ["generate", PROMPT, "--npy", "no/such/folder/frames.npy"]),
     ("E_ARGUMENTS", ["generate", PROMPT, "--out", "clip.mp4", "--npy", "clip.mp4"]),
+    ("E_ARGUMENTS", ["distill", "--own", "0.5"]),
     ("E_OUTPUT", ["generate", PROMPT, "--out", "."]),
     ("E_CELLS", ["compare", PROMPT, "--steps", ","]),
     ("E_CELLS", ["compare", PROMPT, "--steps", "1,2,3,4,5", "--sampler", "lcm,tcd"]),

@@ -44,6 +44,7 @@ class DistillConfig:
     conditions: tuple[str, ...] = ("text", *MAPS)  # what the student learns to follow
     lora: int | None = None  # rank of the adapters that learn in place of the weights
     w_range: tuple[float, float] | None = None  # w drawn from here and told to it (T2V-Turbo, arXiv 2405.18750)
+    share_own: float = 0.0  # of a batch, with two_time: see `own_beginnings`; paper: 0
     two_time: bool = False  # to every s < t in place of 0 alone (CTM, arXiv 2310.02279; TCD, arXiv 2402.19159): see `jump`
 
     @property
@@ -77,10 +78,13 @@ def distill_stage(teacher, clips, config, checkpointing=False, shared=False):
             cond = replace(cond, w=w)
         if config.two_time:
             s = teacher.schedule.sample_goal(t, skip, g)[part].to(teacher.device)
+        own = (torch.rand(samples, generator=g) < config.share_own)[part].to(teacher.device) if config.share_own else None
         x0, t, t_prev, eps = (value.to(teacher.device) for value in (x0, t[part], t_prev[part], eps[part]))
         cond = cond.map(lambda value: value.to(teacher.device))
         student, average = teacher.with_denoiser(net).denoise, teacher.with_denoiser(target).denoise
         x_t = teacher.schedule.add_noise(x0, eps, t)
+        if own is not None:
+            x_t = own_beginnings(average, teacher.schedule, x_t, eps, t, cond, own)
         nets, null = (student, average, frozen.denoise), cond.null(empty)
         return consistency_pair_loss(*nets, teacher.schedule, x_t, t, t_prev, cond, null, w, config.huber, s, config.solver_steps)
 
@@ -222,6 +226,17 @@ def solver_step(teacher, schedule, x_t, t, t_prev, cond, null, w, steps=1):
         # Eq. 4: x_prev = x_t + Psi(x_t, t, t_prev, c)
         x, at = schedule.ddim_step(x, x0, at, to), to
     return x
+
+
+def own_beginnings(denoise, schedule, x_t, eps, t, cond, own):
+    """x_t (B, C, F, h, w), but where `own` (B,) says so the place at t that the student itself goes to from its noise eps, in one `jump`.
+
+    There it is when it is sampled, and not where noised clips are: without it small mistakes grow from step to step (the mixed trajectories of
+    MCM, arXiv 2406.06890). All of the batch is computed: processes that share an update must do the same.
+    """
+    with torch.no_grad():
+        gone = jump(denoise, schedule, eps, torch.full_like(t, schedule.train_steps - 1), t, cond)
+    return torch.where(own.reshape(-1, 1, 1, 1, 1), gone, x_t)
 
 
 def pseudo_huber(a, b, c):

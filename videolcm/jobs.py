@@ -69,11 +69,12 @@ class Knobs:
     two_time: bool = False
     accumulate: int = 1
     solver_steps: int = 1  # of the teacher for each of a skip
+    own: float = 0.0  # share of a batch that begins where the student goes itself
 
     def __post_init__(self):
         for name in ("iterations", "batch", "clips", "accumulate", "solver_steps"):
             object.__setattr__(self, name, positive(getattr(self, name), name))
-        for name, low, high in (("ema", 0, 1), ("seed", 0, 2**31 - 1)):
+        for name, low, high in (("ema", 0, 1), ("own", 0, 1), ("seed", 0, 2**31 - 1)):
             between(getattr(self, name), name, low, high)
         limits = {"lr": (0, 1), "guidance": (0, 30), "huber": (0, 10), "minutes": (0, 1e6), "preview_every": (0, 1e6), "images": (0, 1)}
         for name, (low, high) in limits.items():

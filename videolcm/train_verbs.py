@@ -94,6 +94,12 @@ def distill_arguments(parser):
     knob("--lora", type=number, metavar="RANK", help="train adapters of this rank in place of the weights (default: the weights)")
     knob("--guidance-range", metavar="LOW,HIGH", help="w as an input of the student, learned between these")
     knob("--two-time", action="store_true", help="learn to go from each timestep to any before it; sample it with tcd and gamma 0")
+    knob(
+        "--own",
+        type=number,
+        metavar="RATIO",
+        help="with --two-time: share of a batch that begins where the student goes from noise (default: 0)",
+    )
     knob("--seed", type=number, metavar="N", help="of batches and noise (default: 0)")
     parser.add_argument("--out", type=Path, default=Path("runs/student"), metavar="DIR", help="student folder (default: runs/student)")
     knob("--conditions", metavar="LIST", help="what the student learns to follow (default: all)")
@@ -124,6 +130,7 @@ def run_distill(args):
     refuse(
         (args.job and several, "--job is for one process"),
         (args.shard and not several, "--shard needs several processes, as torchrun starts them"),
+        (args.own and not args.two_time, "--own is for --two-time"),
         (args.shard and args.optimiser == "muon", "--shard takes --optimiser adamw alone"),
         (args.shard and args.preview_every, "with --shard no process has a whole network for --preview-every"),
     )
@@ -237,6 +244,7 @@ def config_of(knobs, teacher):
         w_range=range_of(knobs.guidance_range),
         two_time=knobs.two_time,
         solver_steps=knobs.solver_steps,
+        share_own=knobs.own,
     )
 
 
