@@ -20,6 +20,7 @@ from videolcm.data import (
     drawn,
     masked_picture,
     object_box,
+    object_weight,
     random_box,
     render_shard,
     shard_path,
@@ -223,6 +224,15 @@ def test_the_box_of_the_objects_holds_them_all_and_stays_inside():
         margins.add(int(min(y, v) - y0))
     assert max(margins) <= 8 and len(margins) > 4
     assert object_box(torch.ones(2, 16, 16, dtype=torch.uint8), rng) == (0, 16, 0, 16)
+
+
+def test_objects_weigh_more_in_and_around_their_places():
+    ids = torch.zeros(2, 16, 64, 64, dtype=torch.uint8)
+    ids[0, 5, 20:24, 33] = 255  # in latent frame 1, row 5, column 8
+    weight = object_weight(ids, (4, 16, 16), 3)
+    near = weight[0, 0] > weight[1].max()
+    assert weight.shape == (2, 1, 4, 16, 16) and near.nonzero().tolist() == [[1, y, x] for y in (4, 5, 6) for x in (7, 8, 9)]
+    assert weight.mean().item() == pytest.approx(1) and (weight.max() / weight.min()).item() == pytest.approx(4)
 
 
 @pytest.mark.parametrize("size", [16, 64])

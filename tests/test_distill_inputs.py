@@ -113,6 +113,15 @@ def test_two_solver_steps_are_half_as_long_each():
     assert (end - exact).abs().max() < 0.7 * (one - exact).abs().max()
 
 
+def test_the_solver_guides_from_a_timestep_on():
+    x_t, cond, null = tiny.randn(1, 2, 1, 1, 4, 4), told(2), told(2).null(torch.ones(1, 1, 1))
+    biased = lambda x, t, cond: teacher(x, t, cond) + cond.context.mean((1, 2)).reshape(-1, 1, 1, 1, 1)  # noqa: E731
+    t, t_prev = torch.tensor([600, 124]), torch.tensor([475, 0])  # by way of 538 and 62
+    between = solver_step(biased, SCHEDULE, x_t, t, torch.tensor([538, 62]), cond, null, torch.tensor([2.0, 0.0]))
+    wanted = solver_step(biased, SCHEDULE, between, torch.tensor([538, 62]), t_prev, cond, null, 0)
+    torch.testing.assert_close(solver_step(biased, SCHEDULE, x_t, t, t_prev, cond, null, 2.0, 2, guided_above=550), wanted)
+
+
 def pair_loss(student, target, skip, w=0, batch=512):
     g = seeded()
     t, t_prev = SCHEDULE.sample_pair(batch, g, skip)
@@ -215,6 +224,15 @@ def test_a_student_that_begins_where_it_goes_itself_trains_and_resumes_bit_for_b
     found = [next(first).loss, next(first).loss]
     first.close()
     assert found + [step.loss for step in train(halves, tmp_path / "halves", resume=True)] == losses["some"] != losses["none"]
+
+
+def test_objects_count_more_in_the_loss_if_wanted():
+    teacher, clips = tiny.toybox("teacher", torch.float32), tiny.clips()
+    clips.arrays["ids"] = torch.zeros_like(clips.arrays["ids"])
+    clips.arrays["ids"][..., 0] = 255
+    stages = {more: distill_stage(teacher, clips, replace(CONFIG, object_weight=more)) for more in (0.0, 1e-7, 3.0)}
+    plain, hardly, more = (stage.loss(stage.make(), stage.make(), 0).item() for stage in stages.values())
+    assert hardly == pytest.approx(plain, rel=1e-5) and abs(more - plain) > 1e-3 * plain
 
 
 # ---- guidance as an input

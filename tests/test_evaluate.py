@@ -76,7 +76,9 @@ def test_what_the_judge_cannot_look_for_is_refused(tmp_path, said):
         read_prompts(path)
 
 
-@pytest.mark.parametrize("words", ["--count abc", "--count 0", "--count 2.5", "--guidance abc", "--guidance 99"])
+@pytest.mark.parametrize(
+    "words", ["--count abc", "--count 0", "--count 2.5", "--guidance abc", "--guidance 99", "--guided-above 1000", "--guided-above 2.5"]
+)
 def test_bad_numbers_are_refused_before_anything_is_loaded(words, capsys):
     assert command_line.main(["evaluate", *words.split()]) == 2
     assert capsys.readouterr().err.startswith(("[E_NUMBER]", "[E_GUIDANCE]"))
@@ -115,9 +117,11 @@ def test_a_bad_file_is_refused(tmp_path, content):
     assert error.value.code == "E_INPUT"
 
 
-@pytest.mark.parametrize("sampler, guidance", [("lcm", 0.0), ("ddim", 2.0)])
-def test_clips_are_those_that_generate_makes(sampler, guidance):
+@pytest.mark.parametrize("sampler, guidance, above", [("lcm", 0.0, 0), ("ddim", 2.0, 0), ("ddim", 2.0, 600)])
+def test_clips_are_those_that_generate_makes(sampler, guidance, above):
     model = toybox()
+    everywhere = clips(model, PROMPTS, (3, 4, 5), 2, sampler, guidance, frames=9, size=(128, 160))
+    model.info = replace(model.info, guided_above=above)
     made = clips(model, PROMPTS, (3, 4, 5), 2, sampler, guidance, frames=9, size=(128, 160))
     assert made.shape == (3, 9, 128, 160, 3) and made.dtype == np.uint8
     for i, prompt in enumerate(PROMPTS):
@@ -125,6 +129,7 @@ def test_clips_are_those_that_generate_makes(sampler, guidance):
         *_, result = generate(model, request)
         apart = [np.abs(frames.astype(int) - result.frames).max() for frames in made]
         assert apart[i] <= 1 and all(value > 3 for j, value in enumerate(apart) if j != i)
+    assert np.array_equal(made, everywhere) == (above == 0)
 
 
 def test_rows_are_made_in_batches(monkeypatch):

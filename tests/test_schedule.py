@@ -302,3 +302,22 @@ def test_guidance_is_one_call_on_both_texts_with_the_same_maps(schedule):
     plain = guide(denoise, x_t, t, cond, cond.null(empty), 0)
     assert len(calls) == 2 and torch.equal(calls[1][0], x_t) and torch.equal(calls[1][2].context, cond.context)
     close(plain, x_t + text.reshape(-1, 1, 1, 1, 1))
+
+
+@pytest.mark.parametrize("w", [2.0, torch.tensor([0.5, 1.0, 2.0, 3.0])])
+def test_below_a_timestep_nothing_is_guided_nor_asked_for(schedule, w):
+    (cond, empty), x_t, t, asked = texts(4), torch.cat([randn(4), randn(5)])[:4], torch.tensor([999, 499, 500, 0]), []
+    null = cond.null(empty)
+
+    def denoise(x_t, t, cond):
+        asked.append(t.tolist())
+        return torch.tanh(0.3 * x_t + cond.context.mean((1, 2)).reshape(-1, 1, 1, 1, 1))
+
+    everywhere, plain = guide(denoise, x_t, t, cond, null, w), guide(denoise, x_t, t, cond, null, 0)
+    asked.clear()
+    some = guide(denoise, x_t, t, cond, null, w, above=500)
+    assert asked == [[999, 499, 500, 0, 999, 500]]
+    close(some[[0, 2]], everywhere[[0, 2]])
+    close(some[[1, 3]], plain[[1, 3]])
+    close(guide(denoise, x_t, 499, cond, null, w, above=500), plain)
+    assert asked[1] == [499] * 4 and (everywhere - plain).abs().amax((1, 2, 3, 4)).min() > 1e-3

@@ -42,12 +42,12 @@ def number(text):
     return text
 
 
-def positive(value, name, most=10**9):
-    """A whole number from 1. AppError E_NUMBER."""
+def positive(value, name, most=10**9, least=1):
+    """A whole number from 1, or from `least`. AppError E_NUMBER."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-        raise AppError("E_NUMBER", name=name, range="a whole number from 1" + (f" to {most}" if most < 10**9 else ""), given=value)
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise AppError("E_NUMBER", name=name, range=f"a whole number from {least}" + (f" to {most}" if most < 10**9 else ""), given=value)
     return value
 
 

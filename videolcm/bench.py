@@ -135,7 +135,7 @@ def batch_seconds(model, steps, sampler, size=(256, 256), frames=16, count=8):
         context, empty = model.encode_text([PROMPT] * count), model.encode_text([""])
     with watch("denoise"):
         noise = Noise(model.latent_shape(frames, *size), list(range(count)), model.device)
-        denoise = guided(model.denoise, empty, model.info.guidance if model.info.role == "teacher" else 0.0)
+        denoise = guided(model.denoise, empty, model.info.guidance if model.info.role == "teacher" else 0.0, model.info.guided_above)
         *_, step = SAMPLERS[sampler](denoise, model.schedule, noise, Conditions(context), steps)
     with watch("decode"):
         clips = [to_frames(model.decode(one[None], frames)) for one in step.x0]

@@ -224,6 +224,14 @@ def masked_picture(rgb, ids, rng, part=ALL):
     return torch.cat([pixels * kept[part], kept[part]], 1)
 
 
+def object_weight(ids, size, more):
+    """ids uint8 (B, F, H, W) -> weights (B, 1, *size) of the places of latents: 1, and `more` in and around objects, then all of them divided by
+    their mean over the batch, so that this is 1. `size` is (f, h, w)."""
+    seen = F.adaptive_max_pool3d(ids[:, None].float() / 255, tuple(size))
+    weight = 1 + more * F.max_pool3d(seen, (1, 3, 3), 1, (0, 1, 1))
+    return weight / weight.mean()
+
+
 def object_box(ids, rng):
     """The box (y0, y1, x0, x1) that holds every object in every frame, with a random margin."""
     seen = ids.amax(0)

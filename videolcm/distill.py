@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from .checkpoint import write_json
-from .data import ALL, CLIPS_PER_SHARD, MAPS, TEACHING, Clips, cache_latents, conditions, latent_path, render_shards
+from .data import ALL, CLIPS_PER_SHARD, MAPS, TEACHING, Clips, cache_latents, conditions, latent_path, object_weight, render_shards
 from .errors import AppError
 from .lora import merged, with_adapters
 from .models import write_student as write_denoiser
@@ -45,6 +45,8 @@ class DistillConfig:
     lora: int | None = None  # rank of the adapters that learn in place of the weights
     w_range: tuple[float, float] | None = None  # w drawn from here and told to it (T2V-Turbo, arXiv 2405.18750)
     share_own: float = 0.0  # of a batch, with two_time: see `own_beginnings`; paper: 0
+    guided_above: int = 0  # the teacher is guided from this timestep on; paper: everywhere
+    object_weight: float = 0.0  # added to the loss where objects are, whose places cached clips know; paper: 0
     two_time: bool = False  # to every s < t in place of 0 alone (CTM, arXiv 2310.02279; TCD, arXiv 2402.19159): see `jump`
 
     @property
@@ -85,8 +87,10 @@ def distill_stage(teacher, clips, config, checkpointing=False, shared=False):
         x_t = teacher.schedule.add_noise(x0, eps, t)
         if own is not None:
             x_t = own_beginnings(average, teacher.schedule, x_t, eps, t, cond, own)
+        weight = object_weight(clips.arrays["ids"][chosen], x0.shape[2:], config.object_weight)[part].to(x0) if config.object_weight else 1.0
         nets, null = (student, average, frozen.denoise), cond.null(empty)
-        return consistency_pair_loss(*nets, teacher.schedule, x_t, t, t_prev, cond, null, w, config.huber, s, config.solver_steps)
+        solver = {"solver_steps": config.solver_steps, "guided_above": config.guided_above}
+        return consistency_pair_loss(*nets, teacher.schedule, x_t, t, t_prev, cond, null, w, config.huber, s, weight=weight, **solver)
 
     def make():
         net = student_net(teacher, config)
@@ -187,22 +191,24 @@ def consistency_loss(student, target, teacher, schedule, x0, cond, null, w, gene
     return consistency_pair_loss(student, target, teacher, schedule, x_t, t, t_prev, cond, null, w, c)
 
 
-def consistency_pair_loss(student, target, teacher, schedule, x_t, t, t_prev, cond, null, w, c=1e-3, s=None, solver_steps=1):
+def consistency_pair_loss(
+    student, target, teacher, schedule, x_t, t, t_prev, cond, null, w, c=1e-3, s=None, weight=1.0, solver_steps=1, guided_above=0
+):
     """Eq. 2 for given noised latents x_t (B, C, F, h, w) and timesteps t > t_prev (B,): a scalar, float32. w: a number or (B,).
 
     With s (B,), each s <= t_prev, the student answers for where its trajectory passes s: that answer and what the target makes of x_prev
     (`jump`) are compared as the x0 that both mean, so that a short way, which changes x_t little, weighs as much as a long one.
-    `solver_steps`: of the teacher from t to t_prev.
+    `solver_steps`: of the teacher from t to t_prev, `guided_above` as `above` of `guide`. `weight` of places: a number or (B, 1, F, h, w).
     """
     told = cond if s is None else cond.towards(s)
     with torch.no_grad():
-        x_prev = solver_step(teacher, schedule, x_t, t, t_prev, cond, null, w, solver_steps)
+        x_prev = solver_step(teacher, schedule, x_t, t, t_prev, cond, null, w, solver_steps, guided_above)
         if s is None:
             goal = consistency(target, schedule, x_prev, t_prev, cond)
         else:
             goal = schedule.x0_of_step(x_t, jump(target, schedule, x_prev, t_prev, s, cond), t, s)
     # Eq. 2: d(f_theta(x_{t_{n+k}}, t_{n+k}), f_theta*(x_{t_n}, t_n))
-    return pseudo_huber(consistency(student, schedule, x_t, t, told), goal, c)
+    return pseudo_huber(consistency(student, schedule, x_t, t, told), goal, c, weight)
 
 
 def jump(denoise, schedule, x_t, t, s, cond):
@@ -213,7 +219,7 @@ def jump(denoise, schedule, x_t, t, s, cond):
     return schedule.ddim_step(x_t, consistency(denoise, schedule, x_t, t, cond.towards(s)), t, s)
 
 
-def solver_step(teacher, schedule, x_t, t, t_prev, cond, null, w, steps=1):
+def solver_step(teacher, schedule, x_t, t, t_prev, cond, null, w, steps=1, guided_above=0):
     """Where the guided teacher goes from x_t at t: x_prev at t_prev, float32, by DDIM steps of equal length, each one call on a batch of 2 B.
 
     For the grid's first point t_prev is 0, which is abar_0 and not the clean end: f is the identity there.
@@ -221,7 +227,7 @@ def solver_step(teacher, schedule, x_t, t, t_prev, cond, null, w, steps=1):
     x, at = x_t, t
     for left in range(steps, 0, -1):
         # Eq. 5 in x0 form
-        x0 = guide(teacher, x, at, cond, null, w)
+        x0 = guide(teacher, x, at, cond, null, w, guided_above)
         to = at - (at - t_prev) // left
         # Eq. 4: x_prev = x_t + Psi(x_t, t, t_prev, c)
         x, at = schedule.ddim_step(x, x0, at, to), to
@@ -239,9 +245,9 @@ def own_beginnings(denoise, schedule, x_t, eps, t, cond, own):
     return torch.where(own.reshape(-1, 1, 1, 1, 1), gone, x_t)
 
 
-def pseudo_huber(a, b, c):
-    """mean(sqrt((a - b)^2 + c^2) - c): quadratic below c > 0, absolute above it; no weight by timestep (Sec. 4.1: "a Huber loss")."""
-    return (((a - b) ** 2 + c**2).sqrt() - c).mean()
+def pseudo_huber(a, b, c, weight=1.0):
+    """mean(weight (sqrt((a - b)^2 + c^2) - c)): quadratic below c > 0, absolute above it; no weight by timestep (Sec. 4.1: "a Huber loss")."""
+    return (weight * (((a - b) ** 2 + c**2).sqrt() - c)).mean()
 
 
 def randn_like(x, generator):

@@ -70,11 +70,13 @@ class Knobs:
     accumulate: int = 1
     solver_steps: int = 1  # of the teacher for each of a skip
     own: float = 0.0  # share of a batch that begins where the student goes itself
+    guided_above: int | None = None  # the timestep from which on the teacher is guided
+    object_weight: float = 0.0  # added to the loss where objects are
 
     def __post_init__(self):
         for name in ("iterations", "batch", "clips", "accumulate", "solver_steps"):
             object.__setattr__(self, name, positive(getattr(self, name), name))
-        for name, low, high in (("ema", 0, 1), ("own", 0, 1), ("seed", 0, 2**31 - 1)):
+        for name, low, high in (("ema", 0, 1), ("own", 0, 1), ("object_weight", 0, 100), ("seed", 0, 2**31 - 1)):
             between(getattr(self, name), name, low, high)
         limits = {"lr": (0, 1), "guidance": (0, 30), "huber": (0, 10), "minutes": (0, 1e6), "preview_every": (0, 1e6), "images": (0, 1)}
         for name, (low, high) in limits.items():
@@ -83,6 +85,8 @@ class Knobs:
         object.__setattr__(self, "seed", int(self.seed))
         if not isinstance(self.two_time, bool):
             raise AppError("E_NUMBER", name="two_time", range="true or false", given=self.two_time)
+        if self.guided_above is not None:
+            object.__setattr__(self, "guided_above", positive(self.guided_above, "guided_above", 999, least=0))
         if self.lora is not None:
             object.__setattr__(self, "lora", positive(self.lora, "lora", 1024))
         if self.optimiser not in (None, *OPTIMISERS):

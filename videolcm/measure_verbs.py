@@ -25,6 +25,7 @@ def evaluate_arguments(parser):
     parser.add_argument("--steps", default="1,2,4,8", metavar="LIST", help="the student's steps (default: 1,2,4,8)")
     parser.add_argument("--teacher-steps", default="50,8,4", metavar="LIST", help="the teacher's DDIM steps, the reference first (default: 50,8,4)")
     parser.add_argument("--guidance", type=number, metavar="W", help="the teacher's w (default: its own)")
+    parser.add_argument("--guided-above", type=number, metavar="T", help="the timestep from which on the teacher is guided (default: its own)")
     parser.add_argument("--sampler", metavar="NAME", help="of the students, for text: lcm or tcd (default: lcm; tcd, gamma 0 for a two-time map)")
     parser.add_argument("--gamma", type=number, metavar="G", help="randomness of tcd, 0 to 1 (default: the model's own: 0.3, of a two-time map 0)")
     parser.add_argument("--student-guidance", type=number, metavar="W", help="w of a student that takes it as an input (default: its own)")
@@ -46,6 +47,7 @@ def run_evaluate(args):
     from .video import require_files
 
     count, guidance = positive(args.count, "count"), within(args.guidance, 0, 30, "E_GUIDANCE")
+    above = None if args.guided_above is None else positive(args.guided_above, "guided-above", 999, least=0)
     goals = read_prompts(args.prompts, count, positive(args.seeds, "seeds", 100))
     if licence_of(args.model):
         report(licence_of(args.model))
@@ -59,6 +61,8 @@ def run_evaluate(args):
     students, teacher = students_of(args), models.load(args.model, role="teacher")
     if guidance is not None:
         teacher.info = replace(teacher.info, guidance=float(guidance))
+    if above is not None:
+        teacher.info = replace(teacher.info, guided_above=above)
     if text:
         how = sampler_of(args.sampler, args.gamma)
         events = evaluate(students, teacher, goals, *plan, **how)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .data import CLIPS_PER_SHARD, TEACHING, Clips, cache_latents, conditions, render_shards
+from .data import CLIPS_PER_SHARD, TEACHING, Clips, cache_latents, conditions, object_weight, render_shards
 from .depth import DepthNet, depth_network
 from .errors import AppError
 from .judge import Judge, judge
@@ -100,7 +100,7 @@ def teacher_stage(folder, encode_text, iterations=3000, batch=32, kinds=("plain"
         _, sigma = schedule.alpha_sigma(t, x0)
         made = net(schedule.add_noise(x0, eps, t), t, cond)
         # |v - v'| = |x0 - x0'| / sigma_t
-        return (object_weight(clips.arrays["ids"][chosen]) * ((made - x0) / sigma) ** 2).mean()
+        return (object_weight(clips.arrays["ids"][chosen], x0.shape[2:], OBJECT_WEIGHT) * ((made - x0) / sigma) ** 2).mean()
 
     def make():
         return make_backdrop().requires_grad_(True) if make_backdrop else Denoiser(config or DenoiserConfig())
@@ -139,13 +139,6 @@ def drawn_timesteps(schedule, n, g):
     t[last : last + noisy] = torch.randint(NOISY, schedule.train_steps, (noisy,), generator=g)
     t[:last] = schedule.train_steps - 1
     return t
-
-
-def object_weight(ids):
-    """ids (B, 16, 64, 64) -> (B, 1, 4, 16, 16): 1, and more in and around objects; its mean over the batch is 1."""
-    seen = F.max_pool3d(ids[:, None].float() / 255, 4)
-    weight = 1 + OBJECT_WEIGHT * F.max_pool3d(seen, (1, 3, 3), 1, (0, 1, 1))
-    return weight / weight.mean()
 
 
 # ---- judge

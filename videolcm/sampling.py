@@ -129,12 +129,12 @@ def sample_tcd(denoise, schedule, noise, cond, steps, gamma=GAMMA):
 SAMPLERS = {"lcm": sample_lcm, "tcd": sample_tcd, "ddim": sample_ddim}
 
 
-def guided(denoise, empty, w):
+def guided(denoise, empty, w, above=0):
     """A denoiser with the guidance of Eq. 5 inside: one call on a batch twice as large, none of it if w = 0.
 
-    `empty` (1, L, D) is the context that stands for no text (or a negative one); maps stay in both halves. w as in `schedule.guide`.
+    `empty` (1, L, D) is the context that stands for no text (or a negative one); maps stay in both halves. w and above as in `schedule.guide`.
     """
-    return lambda x_t, t, cond: guide(denoise, x_t, t, cond, cond.null(empty), w)
+    return lambda x_t, t, cond: guide(denoise, x_t, t, cond, cond.null(empty), w, above)
 
 
 @torch.no_grad()

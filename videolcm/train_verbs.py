@@ -100,6 +100,13 @@ def distill_arguments(parser):
         metavar="RATIO",
         help="with --two-time: share of a batch that begins where the student goes from noise (default: 0)",
     )
+    knob(
+        "--guided-above",
+        type=number,
+        metavar="T",
+        help="the teacher is guided from this timestep on, 0 to 999; below, guidance mostly flickers (default: the teacher's own; the paper: 0)",
+    )
+    knob("--object-weight", type=number, metavar="X", help="added to the loss where toys are, which rendered clips know (default: 0)")
     knob("--seed", type=number, metavar="N", help="of batches and noise (default: 0)")
     parser.add_argument("--out", type=Path, default=Path("runs/student"), metavar="DIR", help="student folder (default: runs/student)")
     knob("--conditions", metavar="LIST", help="what the student learns to follow (default: all)")
@@ -223,13 +230,14 @@ def config_of(knobs, teacher):
     """What the knobs leave open is decided by the teacher."""
     from .distill import DistillConfig
 
-    own = DistillConfig(**{"guidance": teacher.info.guidance, **teacher.distilling})
+    own = DistillConfig(**{"guidance": teacher.info.guidance, "guided_above": teacher.info.guided_above, **teacher.distilling})
     asked = {
         "lr": knobs.lr,
         "optimiser": knobs.optimiser,
         "guidance": knobs.guidance,
         "skips": knobs.skip and skips_of(knobs.skip),
         "huber": knobs.huber,
+        "guided_above": knobs.guided_above,
     }
     return replace(
         own,
@@ -245,6 +253,7 @@ def config_of(knobs, teacher):
         two_time=knobs.two_time,
         solver_steps=knobs.solver_steps,
         share_own=knobs.own,
+        object_weight=knobs.object_weight,
     )
 
 
