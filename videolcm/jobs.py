@@ -85,10 +85,9 @@ class Knobs:
         object.__setattr__(self, "seed", int(self.seed))
         if not isinstance(self.two_time, bool):
             raise AppError("E_NUMBER", name="two_time", range="true or false", given=self.two_time)
-        if self.guided_above is not None:
-            object.__setattr__(self, "guided_above", positive(self.guided_above, "guided_above", 999, least=0))
-        if self.lora is not None:
-            object.__setattr__(self, "lora", positive(self.lora, "lora", 1024))
+        for name, least, most in (("lora", 1, 1024), ("guided_above", 0, 999)):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, positive(getattr(self, name), name, most, least))
         if self.optimiser not in (None, *OPTIMISERS):
             raise AppError("E_OPTIMISER", given=self.optimiser, known=", ".join(OPTIMISERS))
         if self.skip is not None:

@@ -59,10 +59,8 @@ def run_evaluate(args):
     )
     require_files({"--worst": args.worst, "--plot": args.plot})
     students, teacher = students_of(args), models.load(args.model, role="teacher")
-    if guidance is not None:
-        teacher.info = replace(teacher.info, guidance=float(guidance))
-    if above is not None:
-        teacher.info = replace(teacher.info, guided_above=above)
+    asked = {"guidance": guidance, "guided_above": above}
+    teacher.info = replace(teacher.info, **{name: value for name, value in asked.items() if value is not None})
     if text:
         how = sampler_of(args.sampler, args.gamma)
         events = evaluate(students, teacher, goals, *plan, **how)

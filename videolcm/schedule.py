@@ -201,8 +201,8 @@ def consistency(denoise, schedule, x_t, t, cond):
 
 
 def guide(denoise, x_t, t, cond, null, w, above=0):
-    """Eq. 5 in x0 form: x0 (B, ...), float32, by one call on a batch of 2 B; w = 0 calls on `cond` alone, and so do samples with t < `above`
-    (guidance in a limited interval of noise: Kynkäänniemi et al., arXiv 2404.07724).
+    """Eq. 5 in x0 form: x0 (B, ...), float32, by one call on a batch of 2 B; w = 0 calls on `cond` alone, and so do samples with t < `above`,
+    which then are no part of the second half (guidance in a limited interval of noise: Kynkäänniemi et al., arXiv 2404.07724).
 
     `null` is `cond` with another text. w, a number or (B,), is the paper's: the usual guidance scale is 1 + w. A DDIM step is affine in x0
     for fixed x_t, so guiding x0 is guiding the step, eps or v, and needs no division by alpha.
@@ -212,21 +212,13 @@ def guide(denoise, x_t, t, cond, null, w, above=0):
         w = as_column(w, x_t)  # (B, 1, 1, 1, 1)
     elif w == 0:
         return denoise(x_t, t, cond).float()
-    if above:
-        return guide_some(denoise, x_t, t, cond, null, w, (t >= above).nonzero()[:, 0])
-    both = denoise(torch.cat([x_t, x_t]), torch.cat([t, t]), cond.cat(null)).float()  # (2 B, ...)
-    x0_cond, x0_null = both.chunk(2)  # (B, ...) twice
-    # Eq. 5: x0 = x0_c + w (x0_c - x0_null)
-    return x0_cond + w * (x0_cond - x0_null)
-
-
-def guide_some(denoise, x_t, t, cond, null, w, some):
-    """`guide` of the samples with the indices `some` (n,), the others by `cond` alone: one call on a batch of B + n."""
-    both = cond.cat(null.map(lambda value: value[some]))
-    x0, x0_null = denoise(torch.cat([x_t, x_t[some]]), torch.cat([t, t[some]]), both).float().split([len(x_t), len(some)])
+    some = (t >= above).nonzero()[:, 0] if above else slice(None)  # of the batch: (n,) that are guided
+    told = cond.cat(null.map(lambda value: value[some]))
+    x0, x0_null = denoise(torch.cat([x_t, x_t[some]]), torch.cat([t, t[some]]), told).float().tensor_split([len(x_t)])  # (B, ...), (n, ...)
     w = w[some] if torch.is_tensor(w) else w
     # Eq. 5: x0 = x0_c + w (x0_c - x0_null)
-    return x0.index_add(0, some, w * (x0[some] - x0_null))
+    x0_guided = x0[some] + w * (x0[some] - x0_null)
+    return x0.index_copy(0, some, x0_guided) if above else x0_guided
 
 
 def per_sample(t, like):
