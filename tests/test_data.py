@@ -177,6 +177,10 @@ def test_free_scenes_have_their_share_and_always_a_map():
     free, drawn = torch.tensor(made.free), torch.cat([made.draw(32, g) for _ in range(60)])
     assert free[drawn].float().mean() == pytest.approx(data.FREE_SHARE, abs=0.03) and set(drawn.tolist()) == set(range(8))
     assert not free[made.draw(500, g, free=False)].any()
+    two = torch.tensor([len(told.toys) == 2 for told in made.plots])[:5]
+    assert 0 < two.sum() < 5
+    plain = made.draw(2000, g, free=False)
+    assert two[plain].float().mean() == pytest.approx(data.TWO_SHARE, abs=0.04)
     chosen = made.draw(300, g)
     for kept in (MAPS, ("text", "sketch"), ("masked",)):
         cond = conditions(made, chosen, lambda texts: torch.zeros(len(texts), 1, 1), g, rng, kept=kept)

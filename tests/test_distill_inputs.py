@@ -235,6 +235,17 @@ def test_objects_count_more_in_the_loss_if_wanted():
     assert hardly == pytest.approx(plain, rel=1e-5) and abs(more - plain) > 1e-3 * plain
 
 
+def test_what_half_seconds_change_by_counts_besides_if_wanted():
+    teacher, clips = tiny.toybox("teacher", torch.float32), tiny.clips()
+    plain, more, most = (distill_stage(teacher, clips, replace(CONFIG, seam_weight=x)) for x in (0.0, 1.0, 3.0))
+    plain, more, most = (stage.loss(stage.make(), stage.make(), 0).item() for stage in (plain, more, most))
+    assert more > 1.01 * plain and most - plain == pytest.approx(3 * (more - plain), rel=1e-4)
+    teacher.seams = None
+    with pytest.raises(AppError) as error:
+        distill_stage(teacher, clips, replace(CONFIG, seam_weight=1.0))
+    assert error.value.code == "E_SEAMS"
+
+
 # ---- guidance as an input
 
 

@@ -151,6 +151,15 @@ def test_a_manifest_with_a_wrong_name(folder):
         refused("E_CHECKPOINT", folder)
 
 
+def test_from_which_timestep_on_a_teacher_is_guided(folder):
+    assert load(folder, "teacher").info.guided_above == 0
+    edit(folder, lambda manifest: manifest.update(guided_above=500))
+    assert load(folder, "teacher").info.guided_above == 500
+    for bad in (-1, 1000, 2.5, "x", [], None):
+        edit(folder, lambda manifest, bad=bad: manifest.update(guided_above=bad))
+        refused("E_CHECKPOINT", folder)
+
+
 @pytest.mark.parametrize("part", ["codec", "text", "student"])
 def test_one_flipped_byte(folder, part):
     path = folder / f"{part}.safetensors"

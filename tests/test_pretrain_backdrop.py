@@ -1,4 +1,4 @@
-"""The backdrop's stage on clips whose mean and spread are known."""
+"""The backdrop's stage on clips whose mean and spread are known; what the teacher's loss counts."""
 
 import numpy as np
 import pytest
@@ -44,3 +44,12 @@ def test_the_backdrop_learns_what_the_text_tells(clips, monkeypatch):
         mean, spread = net.expected(cond, *net.stack_maps(torch.zeros(2, 4, 2, 4, 4), cond))
     assert mean[0].mean() > 0.6 and mean[1].mean() < -0.6
     assert spread.mean() < 0.6 and np.mean([stage.loss(net, 200 + i).item() for i in range(5)]) < first - 0.5
+
+
+def test_the_teacher_is_also_taught_what_changes_from_one_half_second_to_the_next(clips, monkeypatch):
+    stage = pretrain.teacher_stage("nowhere", encode_text, tiny.codec(), batch=8, config=tiny.DENOISER)
+    net, losses = stage.make(), []
+    for weight in (0.0, 1.0, 3.0):
+        monkeypatch.setattr(pretrain, "SEAM_WEIGHT", weight)
+        losses.append(stage.loss(net, 0).item())
+    assert losses[1] > 1.01 * losses[0] and losses[2] - losses[0] == pytest.approx(3 * (losses[1] - losses[0]), rel=1e-4)

@@ -13,7 +13,7 @@ from videolcm.errors import AppError
 from videolcm.models import load
 from videolcm.models.base import Conditions
 from videolcm.models.codec import Codec
-from videolcm.models.toybox import Denoiser, TextEncoder, Toybox, build, config_of, write_network
+from videolcm.models.toybox import Denoiser, TextEncoder, Toybox, build, config_of, with_changes, write_network
 from videolcm.pipeline import to_frames
 from videolcm.pretrain_codec import fit_transform
 from videolcm.sampling import Noise, guided, sample_lcm
@@ -84,6 +84,16 @@ def test_the_preview_is_the_mean_of_what_the_transform_gives():
     net, latents = codec(), randn(1, 1, 4, 2, 4, 4)
     net.mean += 0.1
     close(net.preview(latents), torch.nn.functional.avg_pool3d(net.linear(latents), (1, 8, 8)))
+
+
+def test_seams_are_what_pictures_change_by_from_one_half_second_to_the_next():
+    net, error = codec(), randn(1, 2, 4, 3, 2, 3)
+    net.mean += 0.1
+    net.scale.copy_(torch.tensor([4.0, 2.0, 1.0, 0.5]))
+    shown = net.linear(error).diff(dim=2)[:, :, [3, 7]]  # (2, 3, 2, 32, 48): frames 3 to 4 and 7 to 8
+    size = (net.scale**2).mean() * 2 * 4 / (3 * 4 * 16**2)
+    close((net.seams(error) ** 2).mean((2, 3, 4)), (shown**2).mean((1, 3, 4)) / size)
+    assert net.seams(error).shape == (2, 2, 2, 3, 768)
 
 
 def test_the_transform_is_fitted_to_the_principal_components():
@@ -166,6 +176,14 @@ def with_statistics(net):
 def latents_of(seed):
     """Latents (2, 4, 2, 16, 16) with these statistics."""
     return randn(seed, 2, 4, 2, 16, 16) * SPREAD[COLUMN] + MEAN[COLUMN]
+
+
+def test_the_network_is_told_what_is_other_in_the_latent_frames_before_and_after():
+    x = randn(1, 2, 4, 3, 2, 2)
+    now, before, after = with_changes(x).unflatten(0, (2, 3)).movedim(2, 1).chunk(3, 1)  # (2, 4, 3, 2, 2) each
+    assert torch.equal(now, x) and not before[:, :, 0].any() and not after[:, :, -1].any()
+    close(before[:, :, 1:], x[:, :, :-1] - x[:, :, 1:])
+    close(after[:, :, :-1], x[:, :, 1:] - x[:, :, :-1])
 
 
 def test_a_fresh_denoiser_gives_the_best_linear_guess():

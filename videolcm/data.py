@@ -23,6 +23,7 @@ MAP_SIZE = 64  # condition maps are kept at a quarter of the clip's size
 TRAIN_SEEDS = {"plain": 1_000_000, "free": 2_000_000}  # first seed of each kind; below them lie the held-out ones
 KINDS = {"plain": sample, "free": free_sample}
 FREE_SHARE = 0.25  # of a batch: more of them made nothing better (training log)
+TWO_SHARE = 0.5  # of its plain scenes have two toys, which are harder: more than the world has of them
 TEACHING = ("latents", "depth", "edges", "ids", "rgb")  # what denoisers are taught from
 
 
@@ -148,14 +149,14 @@ class Clips:
 
     @cached_property
     def kinds(self):
-        """Indices of the plain and of the free scenes; one that is never drawn where there are none."""
-        return [torch.tensor([i for i, free in enumerate(self.free) if free == kind] or [0]) for kind in (False, True)]
+        """int64 (N,): 0 for a plain scene with one toy, 1 with two, 2 for a free one."""
+        return torch.tensor([2 if free else len(told.toys) - 1 for told, free in zip(self.plots, self.free, strict=True)])
 
     def draw(self, count, g, free=True):
-        """Indices (count,) of a batch, in any order: plain scenes, and free ones in their share where there are any and they are wanted."""
-        which = (torch.rand(count, generator=g) < (FREE_SHARE if free and any(self.free) else 0.0)).long()
-        drawn = torch.stack([kind[torch.randint(len(kind), (count,), generator=g)] for kind in self.kinds])
-        return drawn.gather(0, which[None])[0]
+        """Indices (count,) of a batch, in any order: scenes of every kind in its share, of those that are there; free ones where they are wanted."""
+        shares = torch.tensor([(1 - FREE_SHARE) * (1 - TWO_SHARE), (1 - FREE_SHARE) * TWO_SHARE, FREE_SHARE if free else 0.0])
+        chances = (shares / (self.kinds[:, None] == torch.arange(3)).sum(0))[self.kinds]
+        return torch.multinomial(chances, count, replacement=True, generator=g)
 
     def caption(self, index, rng):
         """New words for clip `index`; `rng` is numpy's."""

@@ -47,6 +47,7 @@ class DistillConfig:
     share_own: float = 0.0  # of a batch, with two_time: see `own_beginnings`; paper: 0
     guided_above: int = 0  # the teacher is guided from this timestep on; paper: everywhere
     object_weight: float = 0.0  # added to the loss where objects are, whose places cached clips know; paper: 0
+    seam_weight: float = 0.0  # of what pictures change by where latent frames meet (`VideoModel.seams`); paper: 0
     two_time: bool = False  # to every s < t in place of 0 alone (CTM, arXiv 2310.02279; TCD, arXiv 2402.19159): see `jump`
 
     @property
@@ -59,8 +60,10 @@ def distill_stage(teacher, clips, config, checkpointing=False, shared=False):
     """The Stage that trains a student of `teacher` (a VideoModel) on cached `clips`. The target, theta*, is what should be shipped.
 
     What is drawn is drawn for the whole update, of which each process makes its parts. `checkpointing` computes the inside of blocks twice in
-    place of remembering it; `shared`: no process holds a whole network that computes. AppError E_INPUTS.
+    place of remembering it; `shared`: no process holds a whole network that computes. AppError E_INPUTS, E_SEAMS.
     """
+    if config.seam_weight and teacher.seams is None:
+        raise AppError("E_SEAMS", given=teacher.info.name)
     empty = teacher.encode_text([""])  # (1, L, D)
     frozen = teacher.with_denoiser(sharded(copy.deepcopy(teacher.denoiser), teacher.dtype)) if shared else teacher
 
@@ -89,8 +92,15 @@ def distill_stage(teacher, clips, config, checkpointing=False, shared=False):
             x_t = own_beginnings(average, teacher.schedule, x_t, eps, t, cond, own)
         weight = object_weight(clips.arrays["ids"][chosen], x0.shape[2:], config.object_weight)[part].to(x0) if config.object_weight else 1.0
         nets, null = (student, average, frozen.denoise), cond.null(empty)
+
+        def distance(made, goal):
+            apart = pseudo_huber(made, goal, config.huber, weight)
+            if not config.seam_weight:
+                return apart
+            return apart + config.seam_weight * pseudo_huber(teacher.seams(made), teacher.seams(goal), config.huber)
+
         solver = {"solver_steps": config.solver_steps, "guided_above": config.guided_above}
-        return consistency_pair_loss(*nets, teacher.schedule, x_t, t, t_prev, cond, null, w, config.huber, s, weight=weight, **solver)
+        return consistency_pair_loss(*nets, teacher.schedule, x_t, t, t_prev, cond, null, w, s=s, distance=distance, **solver)
 
     def make():
         net = student_net(teacher, config)
@@ -192,13 +202,14 @@ def consistency_loss(student, target, teacher, schedule, x0, cond, null, w, gene
 
 
 def consistency_pair_loss(
-    student, target, teacher, schedule, x_t, t, t_prev, cond, null, w, c=1e-3, s=None, weight=1.0, solver_steps=1, guided_above=0
+    student, target, teacher, schedule, x_t, t, t_prev, cond, null, w, c=1e-3, s=None, distance=None, solver_steps=1, guided_above=0
 ):
     """Eq. 2 for given noised latents x_t (B, C, F, h, w) and timesteps t > t_prev (B,): a scalar, float32. w: a number or (B,).
 
     With s (B,), each s <= t_prev, the student answers for where its trajectory passes s: that answer and what the target makes of x_prev
     (`jump`) are compared as the x0 that both mean, so that a short way, which changes x_t little, weighs as much as a long one.
-    `solver_steps`: of the teacher from t to t_prev, `guided_above` as `above` of `guide`. `weight` of places: a number or (B, 1, F, h, w).
+    `solver_steps`: of the teacher from t to t_prev, `guided_above` as `above` of `guide`.
+    `distance`: (the student's x0, what it should be) -> a scalar, where it is not `pseudo_huber` with c.
     """
     told = cond if s is None else cond.towards(s)
     with torch.no_grad():
@@ -208,7 +219,8 @@ def consistency_pair_loss(
         else:
             goal = schedule.x0_of_step(x_t, jump(target, schedule, x_prev, t_prev, s, cond), t, s)
     # Eq. 2: d(f_theta(x_{t_{n+k}}, t_{n+k}), f_theta*(x_{t_n}, t_n))
-    return pseudo_huber(consistency(student, schedule, x_t, t, told), goal, c, weight)
+    made = consistency(student, schedule, x_t, t, told)
+    return distance(made, goal) if distance else pseudo_huber(made, goal, c)
 
 
 def jump(denoise, schedule, x_t, t, s, cond):

@@ -42,7 +42,7 @@ GRACE_SECONDS = 3.5  # for a checkpoint, once the parent is gone
 PRESETS = {  # what they change of Knobs' defaults; in minutes two cores do so many iterations, and the rate comes to its end
     "one minute look": {"iterations": 36, "batch": 8, "minutes": 1, "clips": 50, "preview_every": 20},
     "ten minutes": {"iterations": 180, "batch": 16, "minutes": 10, "clips": 200},
-    "paper": {"iterations": 4000, "lr": 1e-5, "ema": 0.95, "guidance": 9.0, "skip": "20", "huber": 1e-3, "optimiser": "adamw"},
+    "paper": {"iterations": 4000, "lr": 1e-5, "ema": 0.95, "guidance": 9.0, "guided_above": 0, "skip": "20", "huber": 1e-3, "optimiser": "adamw"},
 }
 
 
@@ -72,11 +72,13 @@ class Knobs:
     own: float = 0.0  # share of a batch that begins where the student goes itself
     guided_above: int | None = None  # the timestep from which on the teacher is guided
     object_weight: float = 0.0  # added to the loss where objects are
+    seam_weight: float = 0.0  # of what pictures change by where half seconds meet
 
     def __post_init__(self):
         for name in ("iterations", "batch", "clips", "accumulate", "solver_steps"):
             object.__setattr__(self, name, positive(getattr(self, name), name))
-        for name, low, high in (("ema", 0, 1), ("own", 0, 1), ("object_weight", 0, 100), ("seed", 0, 2**31 - 1)):
+        limits = {"ema": (0, 1), "own": (0, 1), "object_weight": (0, 100), "seam_weight": (0, 100), "seed": (0, 2**31 - 1)}
+        for name, (low, high) in limits.items():
             between(getattr(self, name), name, low, high)
         limits = {"lr": (0, 1), "guidance": (0, 30), "huber": (0, 10), "minutes": (0, 1e6), "preview_every": (0, 1e6), "images": (0, 1)}
         for name, (low, high) in limits.items():

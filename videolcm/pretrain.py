@@ -84,9 +84,12 @@ LAST_SHARE = 0.05  # of a batch at t = 999, where content is decided
 NOISY_SHARE, NOISY = 0.1, 600  # of a batch from here on, besides the uniform rest: few, since shapes are lost at little noise (training log)
 DROP_MAPS = 0.6  # text alone is the hardest of the four tasks
 OBJECT_WEIGHT = 3.0  # added to the loss where objects are
+SEAM_WEIGHT = 3.0  # of what changes from one half second to the next and should not, or the other way round
 
 
-def teacher_stage(folder, encode_text, iterations=3000, batch=32, kinds=("plain", "free"), config=None, validate=None, make_backdrop=None, **stage):
+def teacher_stage(
+    folder, encode_text, codec, iterations=3000, batch=32, kinds=("plain", "free"), config=None, validate=None, make_backdrop=None, **stage
+):
     """The denoiser, begun with a trained backdrop where `make_backdrop` gives one: the loss of v-prediction, maps as `data.conditions` drops them,
     text dropped for one sample in ten."""
     clips = Clips(folder, kinds, TEACHING)
@@ -99,8 +102,9 @@ def teacher_stage(folder, encode_text, iterations=3000, batch=32, kinds=("plain"
         eps = torch.randn(x0.shape, generator=g)
         _, sigma = schedule.alpha_sigma(t, x0)
         made = net(schedule.add_noise(x0, eps, t), t, cond)
-        # |v - v'| = |x0 - x0'| / sigma_t
-        return (object_weight(clips.arrays["ids"][chosen], x0.shape[2:], OBJECT_WEIGHT) * ((made - x0) / sigma) ** 2).mean()
+        error = (made - x0) / sigma  # |v - v'| = |x0 - x0'| / sigma_t
+        weight = object_weight(clips.arrays["ids"][chosen], x0.shape[2:], OBJECT_WEIGHT)
+        return (weight * error**2).mean() + SEAM_WEIGHT * (codec.seams(error) ** 2).mean()
 
     def make():
         return make_backdrop().requires_grad_(True) if make_backdrop else Denoiser(config or DenoiserConfig())
@@ -286,7 +290,7 @@ def shown_teacher_stage(data, runs, settings):
     def make_backdrop():
         return trained(runs, "backdrop", torch.float32) if (Path(runs) / "backdrop").exists() else Denoiser()
 
-    return teacher_stage(data, text.encode, validate=validate, validate_every=250, make_backdrop=make_backdrop, **settings)
+    return teacher_stage(data, text.encode, codec, validate=validate, validate_every=250, make_backdrop=make_backdrop, **settings)
 
 
 def render_clips(runs, clips, free_share=0.1):

@@ -107,6 +107,7 @@ def distill_arguments(parser):
         help="the teacher is guided from this timestep on, 0 to 999; below, guidance mostly flickers (default: the teacher's own; the paper: 0)",
     )
     knob("--object-weight", type=number, metavar="X", help="added to the loss where toys are, which rendered clips know (default: 0)")
+    knob("--seam-weight", type=number, metavar="X", help="toybox: of what pictures change by where half seconds meet (default: 0)")
     knob("--seed", type=number, metavar="N", help="of batches and noise (default: 0)")
     parser.add_argument("--out", type=Path, default=Path("runs/student"), metavar="DIR", help="student folder (default: runs/student)")
     knob("--conditions", metavar="LIST", help="what the student learns to follow (default: all)")
@@ -254,6 +255,7 @@ def config_of(knobs, teacher):
         solver_steps=knobs.solver_steps,
         share_own=knobs.own,
         object_weight=knobs.object_weight,
+        seam_weight=knobs.seam_weight,
     )
 
 

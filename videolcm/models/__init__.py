@@ -134,7 +134,8 @@ def load_toybox(name, folder, manifest, places, role, device, dtype):
         raise AppError("E_MODEL_FILE", folder=folder.name, given=role)
     parts = {part: network(places[part], json.dumps(manifest["files"][part]), device, dtype) for part in ("codec", "text", role)}
     words, net = frozenset(manifest["files"]["text"]["config"]["words"]), manifest["files"][role]
-    info = ModelInfo(name, role, *facts_of(manifest), sha256_of(folder / "manifest.json"), words, two_time="s" in net["config"].get("inputs", ()))
+    told = {"words": words, "two_time": "s" in net["config"].get("inputs", ()), "sha256": sha256_of(folder / "manifest.json")}
+    info = ModelInfo(name, role, **facts_of(manifest), **told)
     return Toybox(info.taking(net.get("w_range")), parts["codec"], parts["text"], parts[role], device, dtype)
 
 
@@ -159,11 +160,12 @@ def manifest_of(folder):
 
 
 def facts_of(manifest):
-    """(tasks, guidance, fps) of a ModelInfo. KeyError, TypeError or AppError E_CHECKPOINT for a manifest that has none."""
-    tasks, guidance, fps = tuple(manifest["tasks"]), manifest["guidance"], manifest["fps"]
-    if not set(tasks) <= set(TASKS) or not 0 <= guidance <= 30 or not 1 <= fps <= 60:
+    """tasks, guidance, fps and, where the manifest says it, guided_above of a ModelInfo. KeyError, TypeError or AppError E_CHECKPOINT for a manifest
+    that lacks the others or says what cannot be."""
+    tasks, guidance, fps, above = tuple(manifest["tasks"]), manifest["guidance"], manifest["fps"], manifest.get("guided_above", 0)
+    if not set(tasks) <= set(TASKS) or not 0 <= guidance <= 30 or not 1 <= fps <= 60 or above not in range(1000):
         raise AppError("E_CHECKPOINT", given="manifest.json")
-    return tasks, guidance, fps
+    return {"tasks": tasks, "guidance": guidance, "fps": fps, "guided_above": above}
 
 
 def read_manifest(folder):

@@ -90,7 +90,7 @@ def load_folder(name, folder, base, manifest, places, role, device, dtype):
     width, channels = (net.config.context_dim, net.config.in_dim) if official else (net.config.cross_attention_dim, net.config.in_channels)
     require_fit(folder, parts, width, channels)
     whole = (folder / "manifest.json").is_file()  # with the sha256 of every file in it
-    info = ModelInfo(name, role, *facts_of(manifest), sha256_of(folder / "manifest.json") if whole else digest_of({"": folder}))
+    info = ModelInfo(name, role, **facts_of(manifest), sha256=sha256_of(folder / "manifest.json") if whole else digest_of({"": folder}))
     texts = (PROMPT_SUFFIX, NEGATIVE_PROMPT) if official else ("", "")
     return FolderModel(info, parts, ready(net, device, dtype), *schedule, device, dtype, *texts)
 

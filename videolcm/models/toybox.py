@@ -137,7 +137,7 @@ class Denoiser(nn.Module):
         self.present = nn.Linear(3, width, bias=False)
         self.said = nn.Linear(config.slots * config.context, width, bias=False)
         self.maps = nn.Sequential(nn.Conv2d(6 * MAPS**2 * TIME, 96, 1), nn.SiLU(), nn.Conv2d(96, config.maps, 3, padding=1))
-        self.enter = nn.Conv2d(config.latent + config.maps, stem, 3, padding=1)
+        self.enter = nn.Conv2d(3 * config.latent + config.maps, stem, 3, padding=1)
         self.before, self.after = (nn.ModuleList(Timed(stem, width) for _ in range(config.stem_depth)) for _ in range(2))
         self.mix = nn.ModuleList((Mix(stem), Mix(stem)))  # half seconds agree in detail
         self.patch, self.unpatch = nn.Linear(8 * stem, width), nn.Linear(width, 8 * stem)
@@ -181,8 +181,7 @@ class Denoiser(nn.Module):
         emb = self.time(sinusoid(t).to(x_t.dtype)) + self.present(present) + self.said(context.flatten(1))  # (B, width)
         if self.config.inputs:
             emb = emb + self.told(scalars(cond, self.config.inputs, x_t))
-        x = torch.cat([x_t.transpose(1, 2).flatten(0, 1), self.maps(maps)], 1)  # (B f, 48 + 32, h, w)
-        x = channels_last(x)
+        x = channels_last(torch.cat([with_changes(x_t), self.maps(maps)], 1))  # (B f, 3 * 48 + 32, h, w)
         fine, added = self.fine.before(x, emb)  # (B f, 64, 2 h, 2 w), (B f, stem, h, w)
         skip = self.enter(x) + added
         for block in self.before:
@@ -227,7 +226,7 @@ class Fine(nn.Module):
     def __init__(self, config):
         super().__init__()
         width, stem, emb, (before, after) = config.fine, config.stem, config.width, config.fine_depth
-        self.unfold, self.fold = nn.Conv2d(config.latent + config.maps, 4 * width, 1), nn.Conv2d(4 * width, stem, 1)
+        self.unfold, self.fold = nn.Conv2d(3 * config.latent + config.maps, 4 * width, 1), nn.Conv2d(4 * width, stem, 1)
         self.down, self.up = (nn.ModuleList(Timed(width, emb) for _ in range(n)) for n in (before, after))
         self.guide, self.mix, self.leave = nn.Conv2d(stem, 4 * width, 1), Mix(width), nn.Conv2d(4 * width, config.latent, 1)
         for layer in (self.fold, self.leave):
@@ -246,6 +245,13 @@ class Fine(nn.Module):
         for block in self.up:
             cells = block(cells, emb)
         return self.leave(channels_last(F.pixel_unshuffle(F.silu(cells), 2)))
+
+
+def with_changes(x_t):
+    """(B, 48, f, h, w) -> (B f, 144, h, w): each latent frame, and what is other in those before and after it: where nothing moves, that is noise."""
+    x = x_t.transpose(1, 2)  # (B, f, 48, h, w)
+    before, after = torch.cat([x[:, :1], x[:, :-1]], 1), torch.cat([x[:, 1:], x[:, -1:]], 1)
+    return torch.cat([x, before - x, after - x], 2).flatten(0, 1)
 
 
 def patches(x, batch):
@@ -375,6 +381,9 @@ class Toybox(VideoModel):
         latents = latents.to(self.device, self.dtype)
         pixels = in_parts(lambda size: self.codec.decode_parts(latents, size), (latents.shape[2], 2, 1))
         return pixels[:, :, :frames]
+
+    def seams(self, latents):
+        return self.codec.seams(latents)
 
     @torch.no_grad()
     def preview(self, latents, frames):
