@@ -171,7 +171,8 @@ def table_1(student, teacher, report, rounds=3):
         slow = found["teacher, DDIM 50"]["total"]
         for name, seconds in found.items():
             model, steps, _ = plans[name]
-            calls = 8 * steps * (2 if model is teacher and teacher.info.guidance else 1)
+            guided_steps = (model.schedule.ddim_timesteps(steps) >= model.info.guided_above).sum() if model is teacher and model.info.guidance else 0
+            calls = 8 * int(steps + guided_steps)
             rows.append(
                 {"size": shape, "clips": name}
                 | {stage: round(value, 3) for stage, value in seconds.items() if stage != "conditions"}
