@@ -97,7 +97,7 @@ def distill_stage(teacher, clips, config, checkpointing=False, shared=False):
             apart = pseudo_huber(made, goal, config.huber, weight)
             if not config.seam_weight:
                 return apart
-            return apart + config.seam_weight * pseudo_huber(teacher.seams(made), teacher.seams(goal), config.huber)
+            return apart + config.seam_weight * pseudo_huber(teacher.seams(made - goal), 0.0, config.huber)
 
         solver = {"solver_steps": config.solver_steps, "guided_above": config.guided_above}
         return consistency_pair_loss(*nets, teacher.schedule, x_t, t, t_prev, cond, null, w, s=s, distance=distance, **solver)

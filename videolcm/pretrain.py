@@ -91,7 +91,7 @@ def teacher_stage(
     folder, encode_text, codec, iterations=3000, batch=32, kinds=("plain", "free"), config=None, validate=None, make_backdrop=None, **stage
 ):
     """The denoiser, begun with a trained backdrop where `make_backdrop` gives one: the loss of v-prediction, maps as `data.conditions` drops them,
-    text dropped for one sample in ten."""
+    text dropped for one sample in ten; and of what pictures of `codec` change by where half seconds meet."""
     clips = Clips(folder, kinds, TEACHING)
     schedule = Schedule()
 

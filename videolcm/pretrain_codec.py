@@ -144,7 +144,7 @@ def cut(frames, ids, windows):
 
 
 def picture_loss(made, real, weight):
-    """L1 of the picture and of its gradients in time and space at three scales, weighted (B, 1, F, H, W): what half seconds do not agree on jerks."""
+    """L1 of the picture and of its gradients in time and space at three scales, weighted (B, 1, F, H, W): half seconds that do not agree flicker."""
     total = 0.0
     for _ in range(3):
         difference = made - real

@@ -105,7 +105,7 @@ class VideoModel(ABC):
     dtype: torch.dtype
     denoiser: torch.nn.Module  # what distilling trains a copy of
     learned: Mapping[str, Learned] = MappingProxyType({})  # by map: depth, sketch; empty where any extractor will do
-    seams = None  # a method, where latent frames are decoded apart from each other: latents -> what pictures change by where two of them meet
+    seams = None  # a method, where latent frames are decoded apart from each other: an error of latents -> what pictures change by where two meet
     distilling: Mapping[str, object] = MappingProxyType({})  # fields of DistillConfig that are otherwise than the paper's where nobody says
 
     @property

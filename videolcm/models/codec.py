@@ -71,7 +71,7 @@ class Codec(nn.Module):
         the next: linear, without the mean, for errors. Independent errors that all pictures show alike and have a mean square of 1 give 1."""
         size = self.scale.float() / (self.scale.float() ** 2).mean().sqrt()
         first, *_, last = (self.basis.float() * size[:, None]).unflatten(1, (3, TIME, -1)).transpose(1, 2).flatten(2).unbind(1)  # (48, 768) each
-        x = latents.float().movedim(1, -1) * (TIME * SPACE**2 * 3 / (2 * self.config.latent)) ** 0.5
+        x = latents.float().movedim(1, -1) * (BLOCK / (2 * self.config.latent)) ** 0.5
         return x[:, 1:] @ first - x[:, :-1] @ last
 
     def preview(self, latents, factor=8):
@@ -183,9 +183,13 @@ class Mix(nn.Module):
 
     def forward(self, x, frames):
         clip = F.silu(x).unflatten(0, (-1, frames))  # (B, F, C, h, w)
-        before = torch.cat([clip[:, :1], clip[:, :-1]], 1)
-        after = torch.cat([clip[:, 1:], clip[:, -1:]], 1)
+        before, after = neighbours(clip)
         return x + self.conv(torch.cat([before, clip, after], 2).flatten(0, 1))
+
+
+def neighbours(clip):
+    """(B, F, ...) twice: at each frame the one before it and the one after it; an end is its own neighbour."""
+    return torch.cat([clip[:, :1], clip[:, :-1]], 1), torch.cat([clip[:, 1:], clip[:, -1:]], 1)
 
 
 class QuickMix(Mix):

@@ -16,7 +16,7 @@ from ..checkpoint import require_finite, write_weights
 from ..memory import in_parts
 from ..schedule import Schedule
 from .base import VideoModel
-from .codec import SPACE, TIME, Codec, CodecConfig, Mix, channels_last
+from .codec import SPACE, TIME, Codec, CodecConfig, Mix, channels_last, neighbours
 
 MAPS = 4  # map cells per latent
 TOKEN = re.compile(r"[a-z]+")
@@ -250,7 +250,7 @@ class Fine(nn.Module):
 def with_changes(x_t):
     """(B, 48, f, h, w) -> (B f, 144, h, w): each latent frame, and what is other in those before and after it: where nothing moves, that is noise."""
     x = x_t.transpose(1, 2)  # (B, f, 48, h, w)
-    before, after = torch.cat([x[:, :1], x[:, :-1]], 1), torch.cat([x[:, 1:], x[:, -1:]], 1)
+    before, after = neighbours(x)
     return torch.cat([x, before - x, after - x], 2).flatten(0, 1)
 
 
