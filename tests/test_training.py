@@ -1,5 +1,6 @@
 """The training loop on a network of three layers: resuming bit for bit, closing, losses that are not numbers, rates, and Muon's core."""
 
+import copy
 import json
 import os
 import random
@@ -290,6 +291,24 @@ def test_muon_leaves_what_has_no_gradient_alone():
     conv = net.conv.weight.detach().clone()
     optimiser.step(1e-2)
     assert torch.equal(net.hidden.weight, before) and not torch.equal(net.conv.weight, conv)
+
+
+@pytest.mark.parametrize("muon", [True, False])
+def test_some_parameters_can_learn_faster_and_resume(tmp_path, muon):
+    begun, moved = Small(), {}
+    for times in (1.0, 3.0):
+        run = Run(stage(muon=muon, faster={"conv.": times}), copy.deepcopy(begun))
+        run.optimiser.weight_decay = 0.0
+        run.step(0)
+        moved[times] = {name: value - begun.get_parameter(name) for name, value in run.net.named_parameters()}
+    for name, change in moved[3.0].items():
+        torch.testing.assert_close(change, moved[1.0][name] * (3 if name.startswith("conv.") else 1), rtol=1e-3, atol=1e-6)
+    faster = stage(muon=muon, faster={"conv.": 3.0})
+    whole = [step.loss for step in train(faster, tmp_path / "whole")]
+    first = train(faster, tmp_path / "run")
+    losses = [next(first).loss, next(first).loss]
+    first.close()
+    assert losses + [step.loss for step in train(faster, tmp_path / "run", resume=True)] == whole
 
 
 def test_muon_takes_hidden_matrices_and_adam_the_rest():

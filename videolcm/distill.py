@@ -8,6 +8,7 @@ It knows nothing about what the networks are, nor about sampling.
 import copy
 import json
 from dataclasses import asdict, dataclass, replace
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,10 @@ from .checkpoint import write_json
 from .data import ALL, CLIPS_PER_SHARD, MAPS, TEACHING, Clips, cache_latents, conditions, latent_path, object_weight, render_shards
 from .errors import AppError
 from .lora import merged, with_adapters
+from .matching import ALONE, FASTER, Matched, draw_matching, matching_losses, student_of
 from .models import write_student as write_denoiser
 from .processes import sharded, world
-from .schedule import consistency, guide
+from .schedule import consistency, guide, jump
 from .training import Stage, averaged_weights, checkpointed, fill, generator
 
 FREE_OF = 12  # clips of the plain world for one free scene to be rendered, which takes eight times as long
@@ -48,6 +50,8 @@ class DistillConfig:
     guided_above: int = 0  # the teacher is guided from this timestep on; paper: everywhere
     object_weight: float = 0.0  # added to the loss where objects are, whose places cached clips know; paper: 0
     seam_weight: float = 0.0  # of what pictures change by where latent frames meet (`VideoModel.seams`); paper: 0
+    matching: float = 0.0  # weight of the loss of `matching_losses` beside Eq. 2's, with two_time; paper: 0
+    begin: str | None = None  # the student that it begins as, by its name; the teacher, if None
     two_time: bool = False  # to every s < t in place of 0 alone (CTM, arXiv 2310.02279; TCD, arXiv 2402.19159): see `jump`
 
     @property
@@ -56,8 +60,9 @@ class DistillConfig:
         return (("w",) if self.w_range else ()) + (("s",) if self.two_time else ())
 
 
-def distill_stage(teacher, clips, config, checkpointing=False, shared=False):
-    """The Stage that trains a student of `teacher` (a VideoModel) on cached `clips`. The target, theta*, is what should be shipped.
+def distill_stage(teacher, clips, config, checkpointing=False, shared=False, begin=None):
+    """The Stage that trains a student of `teacher` (a VideoModel) on cached `clips`. The target, theta*, is what should be shipped. `begin` is a
+    denoiser that the student begins as, the teacher's otherwise.
 
     What is drawn is drawn for the whole update, of which each process makes its parts. `checkpointing` computes the inside of blocks twice in
     place of remembering it; `shared`: no process holds a whole network that computes. AppError E_INPUTS, E_SEAMS.
@@ -86,12 +91,13 @@ def distill_stage(teacher, clips, config, checkpointing=False, shared=False):
         own = (torch.rand(samples, generator=g) < config.share_own)[part].to(teacher.device) if config.share_own else None
         x0, t, t_prev, eps = (value.to(teacher.device) for value in (x0, t[part], t_prev[part], eps[part]))
         cond = cond.map(lambda value: value.to(teacher.device))
-        student, average = teacher.with_denoiser(net).denoise, teacher.with_denoiser(target).denoise
+        nets = (net.student, target.student, net.fake, target.fake) if config.matching else (net, target)
+        student, average, *fakes = (teacher.with_denoiser(one).denoise for one in nets)
         x_t = teacher.schedule.add_noise(x0, eps, t)
         if own is not None:
             x_t = own_beginnings(average, teacher.schedule, x_t, eps, t, cond, own)
         weight = object_weight(clips.arrays["ids"][chosen], x0.shape[2:], config.object_weight)[part].to(x0) if config.object_weight else 1.0
-        nets, null = (student, average, frozen.denoise), cond.null(empty)
+        null, solver = cond.null(empty), {"guided_above": config.guided_above}
 
         def distance(made, goal):
             apart = pseudo_huber(made, goal, config.huber, weight)
@@ -99,11 +105,17 @@ def distill_stage(teacher, clips, config, checkpointing=False, shared=False):
                 return apart
             return apart + config.seam_weight * pseudo_huber(teacher.seams(made - goal), 0.0, config.huber)
 
-        solver = {"solver_steps": config.solver_steps, "guided_above": config.guided_above}
-        return consistency_pair_loss(*nets, teacher.schedule, x_t, t, t_prev, cond, null, w, s=s, distance=distance, **solver)
+        rest = {"s": s, "distance": distance, "solver_steps": config.solver_steps, **solver}
+        apart = consistency_pair_loss(student, average, frozen.denoise, teacher.schedule, x_t, t, t_prev, cond, null, w, **rest)
+        if not config.matching:
+            return apart
+        way, drawn = draw_matching(teacher.schedule, (samples, *x0.shape[1:]), g)
+        drawn = [value[part].to(teacher.device) for value in drawn]
+        unlike, learned = matching_losses(student, *fakes, frozen.denoise, teacher.schedule, way, drawn, cond, null, w, **solver)
+        return apart + config.matching * min(1.0, iteration / ALONE) * unlike + learned
 
     def make():
-        net = student_net(teacher, config)
+        net = trained_net(teacher, config, begin)
         return checkpointed(net) if checkpointing else net
 
     return Stage(
@@ -121,17 +133,34 @@ def distill_stage(teacher, clips, config, checkpointing=False, shared=False):
         in_parts=True,
         accumulate=config.accumulate,
         sharded=shared,
-        finish=merged if config.lora else None,
+        faster={"fake.": FASTER},
+        finish=finish_of(config),
     )
 
 
-def student_net(teacher, config):
-    """The network that a student begins as, float32: the teacher's with whatever the config adds, which changes nothing yet. AppError E_INPUTS."""
+def student_net(teacher, config, begin=None):
+    """The network that a student begins as, float32: the teacher's with whatever the config adds, which changes nothing yet, or with the weights
+    of `begin`, which has no adapters. AppError E_INPUTS, E_RESUME."""
     net = copy.deepcopy(teacher.denoiser).float().requires_grad_(True)
     if config.inputs and not hasattr(net, "with_inputs"):
         raise AppError("E_INPUTS", given=teacher.info.name)
     net = with_adapters(net, config.lora) if config.lora else net
-    return net.with_inputs(config.inputs) if config.inputs else net
+    net = net.with_inputs(config.inputs) if config.inputs else net
+    if begin is not None:
+        fill(net, begin.state_dict())
+    return net
+
+
+def trained_net(teacher, config, begin=None):
+    """All that is trained: `student_net`, and with matching the network that learns what it makes. AppError E_INPUTS, E_RESUME."""
+    net = student_net(teacher, config, begin)
+    return Matched(net, copy.deepcopy(teacher.denoiser).float().requires_grad_(True)) if config.matching else net
+
+
+def finish_of(config):
+    """What makes of `trained_net` a network to be used; None where it is one."""
+    steps = [step for step, wanted in ((student_of, config.matching), (merged, config.lora)) if wanted]
+    return (lambda net: reduce(lambda made, step: step(made), steps, net)) if steps else None
 
 
 def toybox_clips(folder, teacher, report, count=600, latents=None, free=False):
@@ -163,10 +192,10 @@ def cached_clips(folder, teacher, kinds=("plain", "free")):
 
 def finished_student(out, teacher, config=DistillConfig()):
     """(denoiser, iteration): the averaged weights (theta*) of the newest checkpoint of the run in `out`, float32. AppError E_RESUME, E_INPUTS."""
-    net = student_net(teacher, config).requires_grad_(False)
+    net, finish = trained_net(teacher, config).requires_grad_(False), finish_of(config)
     iteration, weights = averaged_weights(out)
     fill(net, weights)
-    return merged(net) if config.lora else net, iteration
+    return finish(net) if finish else net, iteration
 
 
 def write_student(out, base, net, iteration, config):
@@ -221,14 +250,6 @@ def consistency_pair_loss(
     # Eq. 2: d(f_theta(x_{t_{n+k}}, t_{n+k}), f_theta*(x_{t_n}, t_n))
     made = consistency(student, schedule, x_t, t, told)
     return distance(made, goal) if distance else pseudo_huber(made, goal, c)
-
-
-def jump(denoise, schedule, x_t, t, s, cond):
-    """The two-time map: from x_t at t to where its trajectory is at s <= t (CTM, arXiv 2310.02279, Eq. 8, in TCD's form, arXiv 2402.19159, Eq. 13).
-
-    One DDIM step, whose x0 is f's answer by a network that knows s: at s = t it is x_t itself, whatever the network says. (B, C, F, h, w), float32.
-    """
-    return schedule.ddim_step(x_t, consistency(denoise, schedule, x_t, t, cond.towards(s)), t, s)
 
 
 def solver_step(teacher, schedule, x_t, t, t_prev, cond, null, w, steps=1, guided_above=0):

@@ -73,11 +73,12 @@ class Knobs:
     guided_above: int | None = None  # the timestep from which on the teacher is guided
     object_weight: float = 0.0  # added to the loss where objects are
     seam_weight: float = 0.0  # of what pictures change by where half seconds meet
+    matching: float = 0.0  # weight of distribution matching in the loss
 
     def __post_init__(self):
         for name in ("iterations", "batch", "clips", "accumulate", "solver_steps"):
             object.__setattr__(self, name, positive(getattr(self, name), name))
-        limits = {"ema": (0, 1), "own": (0, 1), "object_weight": (0, 100), "seam_weight": (0, 100), "seed": (0, 2**31 - 1)}
+        limits = {"ema": (0, 1), "own": (0, 1), "object_weight": (0, 100), "seam_weight": (0, 100), "matching": (0, 100), "seed": (0, 2**31 - 1)}
         for name, (low, high) in limits.items():
             between(getattr(self, name), name, low, high)
         limits = {"lr": (0, 1), "guidance": (0, 30), "huber": (0, 10), "minutes": (0, 1e6), "preview_every": (0, 1e6), "images": (0, 1)}

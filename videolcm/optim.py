@@ -4,6 +4,8 @@ In: a network in float32 with gradients. Out: updated weights, and the optimiser
 takes 2-D weights only, one by one; here equal shapes go through as a batch. It knows nothing about losses.
 """
 
+from itertools import groupby
+
 import torch
 
 from .processes import laid_out
@@ -30,24 +32,27 @@ class MuonAdamW:
     """Muon on the hidden matrices of `net` (convolutions count as matrices of their output channels), AdamW on the rest.
 
     Without `muon` everything is AdamW's. One learning rate serves both: a Muon update is scaled to the size of an AdamW update
-    (0.2 sqrt(max(rows, columns)), Moonlight).
+    (0.2 sqrt(max(rows, columns)), Moonlight). Parameters whose names begin with a key of `faster` learn at so many times that rate.
     """
 
-    def __init__(self, net, weight_decay=0.01, muon=True, dtype=torch.bfloat16):
+    def __init__(self, net, weight_decay=0.01, muon=True, dtype=torch.bfloat16, faster=None):
         named = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
+        self.factors = {name: next((more for first, more in (faster or {}).items() if name.startswith(first)), 1.0) for name, _ in named}
         hidden = [(name, p) for name, p in named if muon and p.ndim >= 2 and not any(part in TABLES for part in name.split("."))]
         self.groups = {}
         for name, p in hidden:
             self.groups.setdefault((p.shape[0], p[0].numel()), []).append((name, p))
         self.momentum = {name: torch.zeros_like(p) for name, p in hidden}
-        rest = [(name, p) for name, p in named if name not in self.momentum]
-        self.rest = [name for name, _ in rest]
-        self.adam = torch.optim.AdamW([p for _, p in rest], betas=(0.9, 0.99), weight_decay=0.0, foreach=True)
+        rest = sorted((row for row in named if row[0] not in self.momentum), key=lambda row: self.factors[row[0]])  # as the groups have them
+        self.rest = dict(rest)
+        groups = [{"params": [p for _, p in some], "factor": factor} for factor, some in groupby(rest, lambda row: self.factors[row[0]])]
+        self.adam = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.0, foreach=True)
         self.weight_decay, self.dtype = weight_decay, dtype
 
     @torch.no_grad()
     def step(self, lr):
-        self.adam.param_groups[0]["lr"] = lr
+        for group in self.adam.param_groups:
+            group["lr"] = lr * group["factor"]
         self.adam.step()
         for (rows, columns), group in self.groups.items():
             members = [(name, p) for name, p in group if p.grad is not None]  # encoders of maps that nobody asked for have none
@@ -58,21 +63,24 @@ class MuonAdamW:
             nesterov = torch._foreach_lerp(grads, momentum, MOMENTUM)
             update = orthogonal(torch.stack([g.reshape(rows, columns) for g in nesterov]), self.dtype)
             size = 0.2 * max(rows, columns) ** 0.5
-            for (_, p), change in zip(members, update, strict=True):
-                p.mul_(1 - lr * self.weight_decay).sub_(change.view_as(p), alpha=lr * size)
+            for (name, p), change in zip(members, update, strict=True):
+                rate = lr * self.factors[name]
+                p.mul_(1 - rate * self.weight_decay).sub_(change.view_as(p), alpha=rate * size)
 
     def state(self):
         """Named tensors that `restore` takes back."""
-        adam = {f"adam/{self.rest[i]}/{key}": value for i, row in self.adam.state_dict()["state"].items() for key, value in row.items()}
+        names = list(self.rest)
+        adam = {f"adam/{names[i]}/{key}": value for i, row in self.adam.state_dict()["state"].items() for key, value in row.items()}
         return {f"muon/{name}": value for name, value in self.momentum.items()} | adam
 
     def restore(self, state):
         for name, value in self.momentum.items():
             value.copy_(state[f"muon/{name}"])
+        params = list(self.rest.values())
         known = [(i, name) for i, name in enumerate(self.rest) if f"adam/{name}/step" in state]  # none before the first update
         rows = {i: {key: state[f"adam/{name}/{key}"] for key in ("step", "exp_avg", "exp_avg_sq")} for i, name in known}
         for i, row in rows.items():
-            row |= {key: laid_out(row[key], self.adam.param_groups[0]["params"][i]) for key in ("exp_avg", "exp_avg_sq")}
+            row |= {key: laid_out(row[key], params[i]) for key in ("exp_avg", "exp_avg_sq")}
         self.adam.load_state_dict({"state": rows, "param_groups": self.adam.state_dict()["param_groups"]})
 
 

@@ -1,4 +1,4 @@
-"""The noise schedule, and the two formulas that every run shares: f (Eq. 1) and guidance (Eq. 5).
+"""The noise schedule, and the formulas that every run shares: f (Eq. 1), the two-time map and guidance (Eq. 5).
 
 In: latents or predictions of them, and integer train timesteps. Out: noised latents, a prediction in another form, one DDIM step, the
 timesteps of a sampler or of a training pair. All results are float32 on the device of the latents.
@@ -57,12 +57,26 @@ class Schedule:
         return alpha * x0 + sigma * eps
 
     def add_noise_from(self, x_s, eps, s, t):
-        """x_s at train timestep s (B, ...) -> x_t at t >= s, the forward process from there; t = s changes nothing."""
-        alpha_s, _ = self.alpha_sigma(s, x_s)
+        """x_s at train timestep s or CLEAN (B, ...) -> x_t at t >= s, the forward process from there; t = s changes nothing."""
+        alpha_s, _ = self._look_up(s, x_s, first=CLEAN)
         alpha_t, _ = self.alpha_sigma(t, x_s)
         ratio = alpha_t / alpha_s
         # x_t = (alpha_t / alpha_s) x_s + sqrt(1 - (alpha_t / alpha_s)^2) eps
         return ratio * x_s + (1 - ratio**2).sqrt() * eps
+
+    def x0_of_renoised(self, x_t, x_s, s, t):
+        """What a denoiser learns of x_t that `add_noise_from` made of x_s at s or CLEAN, and the weight of its squared error, both (B, ...).
+
+        Its mean given x_t is E[x0 | x_t], though x0 itself is not known: what x_s tells of the score of x_t, in x0 form (Tweedie). From CLEAN
+        it is x_s. The weight takes back what makes it vary more the nearer t is to s, and counts signal as x_t holds it.
+        """
+        alpha_s, _ = self._look_up(s, x_s, first=CLEAN)
+        alpha, sigma = self.alpha_sigma(t, x_t)
+        ratio = alpha / alpha_s
+        variance = 1 - ratio**2  # of x_t given x_s
+        # alpha_t x0 = x_t + sigma_t^2 grad log p(x_t | x_s)
+        x0 = (x_t - sigma**2 * (x_t - ratio * x_s) / variance) / alpha
+        return x0, (alpha * variance / sigma**2) ** 2
 
     def x0_from_v(self, x_t, v, t):
         """The x0 that a v prediction means (Salimans & Ho, arXiv 2202.00512); exact at zero SNR, where x0 = -v."""
@@ -198,6 +212,14 @@ def consistency(denoise, schedule, x_t, t, cond):
     c_skip, c_out = as_column(schedule.c_skip(t), x_t), as_column(schedule.c_out(t), x_t)  # (B, 1, 1, 1, 1)
     # Eq. 1: f(x_t, t) = c_skip(t) x_t + c_out(t) x0
     return c_skip * x_t.float() + c_out * x0
+
+
+def jump(denoise, schedule, x_t, t, s, cond):
+    """The two-time map: from x_t at t to where its trajectory is at s <= t (CTM, arXiv 2310.02279, Eq. 8, in TCD's form, arXiv 2402.19159, Eq. 13).
+
+    One DDIM step, whose x0 is f's answer by a network that knows s: at s = t it is x_t itself, whatever the network says. (B, C, F, h, w), float32.
+    """
+    return schedule.ddim_step(x_t, consistency(denoise, schedule, x_t, t, cond.towards(s)), t, s)
 
 
 def guide(denoise, x_t, t, cond, null, w, above=0):

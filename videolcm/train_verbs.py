@@ -108,6 +108,13 @@ def distill_arguments(parser):
     )
     knob("--object-weight", type=number, metavar="X", help="added to the loss where toys are, which rendered clips know (default: 0)")
     knob("--seam-weight", type=number, metavar="X", help="toybox: of what pictures change by where half seconds meet (default: 0)")
+    knob(
+        "--matching",
+        type=number,
+        metavar="X",
+        help="with --two-time: weight of distribution matching in the loss, which wants clips as likely as the teacher's (default: 0)",
+    )
+    parser.add_argument("--begin", metavar="REF", help="a student of this teacher, to begin as it (default: as the teacher)")
     knob("--seed", type=number, metavar="N", help="of batches and noise (default: 0)")
     parser.add_argument("--out", type=Path, default=Path("runs/student"), metavar="DIR", help="student folder (default: runs/student)")
     knob("--conditions", metavar="LIST", help="what the student learns to follow (default: all)")
@@ -139,6 +146,9 @@ def run_distill(args):
         (args.job and several, "--job is for one process"),
         (args.shard and not several, "--shard needs several processes, as torchrun starts them"),
         (args.own and not args.two_time, "--own is for --two-time"),
+        (args.matching and not args.two_time, "--matching is for --two-time"),
+        (args.matching and args.shard, "--shard has no --matching"),
+        (args.begin and args.lora is not None, "--begin has no --lora"),
         (args.shard and args.optimiser == "muon", "--shard takes --optimiser adamw alone"),
         (args.shard and args.preview_every, "with --shard no process has a whole network for --preview-every"),
     )
@@ -180,7 +190,8 @@ def distil(args, worker):
     with together(), warnings_to(worker):
         teacher = models.load(args.teacher, role="teacher", device=device_of(args.device, os.environ), dtype=args.dtype)
         config, reached = config_of(knobs_of(args), teacher), {}
-        config = replace(config, conditions=possible(config.conditions, teacher), optimiser="adamw" if args.shard else config.optimiser)
+        config = replace(config, conditions=possible(config.conditions, teacher), begin=args.begin)
+        config = replace(config, optimiser="adamw") if args.shard else config
         if is_own(args.data):
             from .own_clips import followed
 
@@ -256,18 +267,21 @@ def config_of(knobs, teacher):
         share_own=knobs.own,
         object_weight=knobs.object_weight,
         seam_weight=knobs.seam_weight,
+        matching=knobs.matching,
     )
 
 
 def train_student(args, teacher, config, worker):
     """The training itself, between clips that others make; returns what `train_and_report` does, {} if only the student was still missing."""
+    from . import models
     from .distill import distill_stage, student_info, student_iteration, write_student
     from .lease import Lease
     from .previews import Previews
     from .students import jobs_folder
 
     clips = after_the_first(lambda: clips_of(args, teacher, worker, config.conditions))
-    stage, turn = distill_stage(teacher, clips, config, args.checkpointing, args.shard), Lease(jobs_folder()).turn
+    begin = models.load(config.begin, "student", device="cpu", dtype="float32").denoiser if config.begin else None
+    stage, turn = distill_stage(teacher, clips, config, args.checkpointing, args.shard, begin), Lease(jobs_folder()).turn
     if args.preview_every:
         previews = Previews(teacher, student_info(teacher.info, config), turn)
 

@@ -64,6 +64,7 @@ class Stage:
     validate_seconds: float = math.inf  # besides, whenever so long has passed since the last time
     dtype: torch.dtype = torch.bfloat16
     muon: bool = True  # on the hidden matrices; AdamW on everything otherwise
+    faster: dict | None = None  # {how the names of parameters begin: how many times the rate they learn at}
     with_target: bool = False
     compiled: bool = False  # by torch.compile: faster, needs a C++ compiler, other last bits
     in_parts: bool = False  # whether processes can share an update, and a process can take its share in several goes
@@ -184,7 +185,7 @@ class Run:
             self.net, self.ema = sharded(net, stage.dtype), sharded(self.ema, stage.dtype)
         dtype = torch.float32 if stage.sharded else stage.dtype  # FSDP makes its own copies in the type that computes
         self.half = HalfCopy(self.net, lambda: copy.deepcopy(net), dtype)
-        self.optimiser = MuonAdamW(self.net, muon=stage.muon, dtype=stage.dtype)
+        self.optimiser = MuonAdamW(self.net, muon=stage.muon, dtype=stage.dtype, faster=stage.faster)
         self.nets = [torch.compile(self.half.net) if stage.compiled else self.half.net]
         if stage.with_target:
             self.target = HalfCopy(self.ema, lambda: copy.deepcopy(self.ema), dtype)

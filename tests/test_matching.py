@@ -1,0 +1,160 @@
+"""Distribution matching against a Gaussian world, where the teacher and what denoises the student's results are known; and a training with it."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import tiny
+import torch
+
+from videolcm import models
+from videolcm.distill import DistillConfig, distill_stage, finished_student, student_net, write_student
+from videolcm.errors import AppError
+from videolcm.matching import LAST, draw_matching, matching_losses
+from videolcm.models.base import Conditions
+from videolcm.schedule import CLEAN, Schedule
+from videolcm.train_verbs import distill_namespace, run_distill
+from videolcm.training import train
+
+SCHEDULE = Schedule()
+MEAN, DEVIATION = 1.5, 0.5
+CONFIG = DistillConfig(iterations=3, batch=4, skips=(250,), huber=0.1, guidance=1.0, two_time=True, matching=0.5)
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def told(batch):
+    return Conditions(torch.zeros(batch, 1, 1))
+
+
+def gaussian(mean, deviation):
+    """The denoiser of a world whose every number is drawn from N(mean, deviation^2)."""
+
+    def denoise(x_t, t, cond):
+        alpha, sigma = SCHEDULE.alpha_sigma(t, x_t)
+        return mean + alpha * deviation**2 / ((alpha * deviation) ** 2 + sigma**2) * (x_t - alpha * mean)
+
+    return denoise
+
+
+@pytest.mark.parametrize("s", [CLEAN, 259, 499, 759])
+def test_what_is_learned_from_renoised_videos_is_the_denoiser_of_clean_ones(s):
+    g, n = seeded(s + 2), 400_000
+    x0 = MEAN + DEVIATION * torch.randn(n, 1, 1, 1, 1, generator=g)
+    x_s = x0 if s == CLEAN else SCHEDULE.add_noise(x0, torch.randn(x0.shape, generator=g), s)
+    t = max(s, 0) + (999 - max(s, 0)) // 3
+    x_t = SCHEDULE.add_noise_from(x_s, torch.randn(x0.shape, generator=g), s, t)
+    goal, weight = SCHEDULE.x0_of_renoised(x_t, x_s, s, t)
+    near = (goal - gaussian(MEAN, DEVIATION)(x_t, t, None)).flatten().double()
+    error = near.std() / n**0.5  # of its mean: the goal itself is noisy
+    for regressor in (torch.ones(n), (x_t.flatten() - x_t.mean()) / x_t.std()):
+        assert abs((near * regressor).mean()) < 4 * error  # right on average, and wherever x_t is
+    assert weight.min() > 0 and weight.max() <= 1
+    if s == CLEAN:
+        torch.testing.assert_close(goal, x0, rtol=0, atol=1e-4)
+
+
+def test_a_student_comes_to_the_mean_and_the_spread_of_its_teacher():
+    """One that only averages has no spread; a loss of Eq. 2's kind never gives a network it that cannot see what decides."""
+    mean, spread = torch.tensor(0.2, requires_grad=True), torch.tensor(0.1, requires_grad=True)
+    optimiser = torch.optim.Adam([mean, spread], lr=0.05)
+    for iteration in range(250):
+        way, drawn = (999, CLEAN), draw_matching(SCHEDULE, (64, 1, 1, 4, 4), seeded(iteration))[1]
+        score = gaussian(mean.detach(), spread.detach())
+        nets = (lambda x, t, c: mean + spread * x, score, score, gaussian(MEAN, DEVIATION))
+        loss, _ = matching_losses(*nets, SCHEDULE, way, drawn, told(64), told(64), 0)
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    assert mean.item() == pytest.approx(MEAN, abs=0.08) and spread.item() == pytest.approx(DEVIATION, abs=0.08)
+
+
+def test_each_loss_teaches_its_own_network_and_alike_scores_teach_nothing():
+    student, fake = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
+    nets = [lambda x, t, c, net=net: net(x.unsqueeze(-1)).squeeze(-1) for net in (student, fake)]
+    known = gaussian(MEAN, DEVIATION)
+    for seed in range(6):
+        way, drawn = draw_matching(SCHEDULE, (8, 1, 1, 4, 4), seeded(seed))
+        loss, learned = matching_losses(nets[0], nets[1], nets[1], known, SCHEDULE, way, drawn, told(8), told(8), 0)
+        first = [p.grad for p in student.parameters()], torch.autograd.grad(loss, [*student.parameters()], retain_graph=True)
+        assert all(g.abs().max() > 0 for g in first[1])
+        assert all(g is None for g in torch.autograd.grad(loss, [*fake.parameters()], allow_unused=True))
+        assert all(g is None for g in torch.autograd.grad(learned, [*student.parameters()], allow_unused=True, retain_graph=True))
+        assert all(g.abs().max() > 0 for g in torch.autograd.grad(learned, [*fake.parameters()]))
+        alike, _ = matching_losses(nets[0], nets[1], known, known, SCHEDULE, way, drawn, told(8), told(8), 0)
+        assert alike.item() == 0
+
+
+def test_ways_are_those_of_samplers_and_looks_lie_beyond_their_ends():
+    drawn = [draw_matching(SCHEDULE, (16, 1, 1, 2, 2), seeded(seed)) for seed in range(300)]
+    fours = SCHEDULE.lcm_timesteps(4).tolist()
+    expected = {(999, CLEAN), (999, 499), (999, 499, CLEAN), *((*fours[: n + 1],) for n in (1, 2, 3)), (*fours, CLEAN)}
+    assert {way for way, _ in drawn} == expected
+    for way, (eps, at, noise, at_too, noise_too) in drawn:
+        s = max(way[-1], 0)
+        assert eps.shape == noise.shape == noise_too.shape == (16, 1, 1, 2, 2) and not torch.equal(at, at_too)
+        assert s + (999 - s) // 4 <= min(at.min(), at_too.min()) and max(at.max(), at_too.max()) < 999 - LAST
+
+
+# ---- a whole training
+
+
+@pytest.fixture
+def base(tmp_path):
+    return tiny.teacher_folder(tmp_path / "base")
+
+
+def test_a_student_trains_with_it_and_what_helped_is_left_behind(base, tmp_path):
+    known = models.load(base, "teacher", device="cpu", dtype="float32")
+    whole = [step.loss for step in train(distill_stage(known, tiny.clips(), CONFIG), tmp_path / "whole")]
+    without = [step.loss for step in train(distill_stage(known, tiny.clips(), replace(CONFIG, matching=0.0)), tmp_path / "without")]
+    first = train(distill_stage(known, tiny.clips(), CONFIG), tmp_path / "run")
+    losses = [next(first).loss]
+    first.close()
+    assert losses + [step.loss for step in train(distill_stage(known, tiny.clips(), CONFIG), tmp_path / "run", resume=True)] == whole != without
+    net, iteration = finished_student(tmp_path / "run", known, CONFIG)
+    write_student(tmp_path / "run", str(base), net, iteration, CONFIG)
+    student = models.load(tmp_path / "run", device="cpu", dtype="float32")
+    assert student.info.two_time and not any("fake" in name for name in student.denoiser.state_dict())
+    with pytest.raises(AppError, match="E_RESUME"):
+        finished_student(tmp_path / "without", known, CONFIG)
+
+
+def test_processes_can_share_it():
+    stage = distill_stage(tiny.toybox("teacher"), tiny.clips(), replace(CONFIG, iterations=40))
+    net = tiny.awake(stage.make())
+    whole, halves = stage.loss(net, net, 30), [stage.loss(net, net, 30, slice(i, i + 2)) for i in (0, 2)]
+    assert whole.item() == pytest.approx(sum(half.item() for half in halves) / 2, rel=1e-3)
+
+
+def test_what_is_not_told_apart_at_first_is_heard_little_by_little():
+    known, losses = tiny.toybox("teacher"), {}
+    stage = distill_stage(known, tiny.clips(), CONFIG)
+    net = tiny.awake(stage.make())
+    for weight in (1.0, 2.0, 4.0):
+        stage = distill_stage(known, tiny.clips(), replace(CONFIG, iterations=40, matching=weight))
+        losses[weight] = [stage.loss(net, net, iteration).item() for iteration in (0, 5, 30)]
+    first, early, late = ([high - low for low, high in ((row[0], row[1]), (row[1], row[2]))] for row in zip(*losses.values(), strict=True))
+    assert first == [0, 0]
+    for one, two in (early, late):
+        assert one > 0.05 and two == pytest.approx(2 * one, rel=1e-3)
+
+
+def test_a_student_can_begin_as_another(base):
+    known = models.load(base, "teacher", device="cpu", dtype="float32")
+    begin = copy.deepcopy(student_net(known, CONFIG))
+    tiny.awake(begin, 5)
+    made = student_net(known, CONFIG, begin)
+    assert all(torch.equal(value, begin.state_dict()[name]) for name, value in made.state_dict().items())
+    assert torch.equal(distill_stage(known, tiny.clips(), CONFIG, begin=begin).make().student.told.weight, begin.told.weight)
+    with pytest.raises(AppError, match="E_RESUME"):
+        student_net(known, replace(CONFIG, two_time=False), begin)
+
+
+@pytest.mark.parametrize("words", ["--matching 1", "--two-time --matching 1 --shard", "--begin toybox --lora 4", "--two-time --matching -1"])
+def test_what_does_not_go_together_is_refused(words, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(AppError):
+        run_distill(distill_namespace(words.split()))
