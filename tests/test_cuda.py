@@ -15,6 +15,7 @@ from videolcm import conditions, training
 from videolcm.depth import DepthNet
 from videolcm.distill import DistillConfig, distill_stage
 from videolcm.judge import Judge
+from videolcm.matching import matching_losses
 from videolcm.models.animatediff import AnimateModel
 from videolcm.models.base import Conditions, ModelInfo
 from videolcm.models.codec import Codec
@@ -153,6 +154,15 @@ def test_a_training_step(pretend, kind, dtype, monkeypatch):
     assert {value.device.type for value in [*run.net.parameters(), *run.ema.parameters()]} == {"cuda"}
     moved = [state[name] for state in run.optimiser.adam.state.values() for name in ("exp_avg", "exp_avg_sq")]
     assert moved and {value.device.type for value in moved} == {"cuda"}
+
+
+@pytest.mark.parametrize("way", [(999, -1), (999, 759, 499)])
+def test_what_matching_compares(pretend, way):
+    teacher = made("toybox", HALF)
+    cond, null = (Conditions(teacher.encode_text([text])) for text in ("a fox", ""))
+    noise, t = (torch.zeros(1, *teacher.latent_shape(8, 128, 128), device=CUDA), torch.full((1,), 900, device=CUDA))
+    losses = matching_losses(*[teacher.denoise] * 4, teacher.schedule, way, (noise, t, noise, t, noise), cond, null, 1.0)
+    assert {(loss.device.type, loss.dtype, loss.shape) for loss in losses} == {("cuda", torch.float32, ())}
 
 
 def alone(loss, teacher):
