@@ -2,6 +2,9 @@
 
 import copy
 from dataclasses import replace
+from functools import partial
+from itertools import islice
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -12,6 +15,7 @@ from videolcm.distill import DistillConfig, distill_stage, finished_student, stu
 from videolcm.errors import AppError
 from videolcm.matching import LAST, draw_matching, matching_losses
 from videolcm.models.base import Conditions
+from videolcm.sampling import sample_lcm, sample_tcd
 from videolcm.schedule import CLEAN, Schedule
 from videolcm.train_verbs import distill_namespace, run_distill
 from videolcm.training import train
@@ -61,7 +65,7 @@ def test_a_student_comes_to_the_mean_and_the_spread_of_its_teacher():
     mean, spread = torch.tensor(0.2, requires_grad=True), torch.tensor(0.1, requires_grad=True)
     optimiser = torch.optim.Adam([mean, spread], lr=0.05)
     for iteration in range(250):
-        way, drawn = (999, CLEAN), draw_matching(SCHEDULE, (64, 1, 1, 4, 4), seeded(iteration))[1]
+        way, drawn = (999, CLEAN), draw_matching(SCHEDULE, (64, 1, 1, 4, 4), True, seeded(iteration))[1]
         score = gaussian(mean.detach(), spread.detach())
         nets = (lambda x, t, c: mean + spread * x, score, score, gaussian(MEAN, DEVIATION))
         loss, _ = matching_losses(*nets, SCHEDULE, way, drawn, told(64), told(64), 0)
@@ -76,7 +80,7 @@ def test_each_loss_teaches_its_own_network_and_alike_scores_teach_nothing():
     nets = [lambda x, t, c, net=net: net(x.unsqueeze(-1)).squeeze(-1) for net in (student, fake)]
     known = gaussian(MEAN, DEVIATION)
     for seed in range(6):
-        way, drawn = draw_matching(SCHEDULE, (8, 1, 1, 4, 4), seeded(seed))
+        way, drawn = draw_matching(SCHEDULE, (8, 1, 1, 4, 4), seed % 2 == 0, seeded(seed))
         loss, learned = matching_losses(nets[0], nets[1], nets[1], known, SCHEDULE, way, drawn, told(8), told(8), 0)
         first = [p.grad for p in student.parameters()], torch.autograd.grad(loss, [*student.parameters()], retain_graph=True)
         assert all(g.abs().max() > 0 for g in first[1])
@@ -87,15 +91,42 @@ def test_each_loss_teaches_its_own_network_and_alike_scores_teach_nothing():
         assert alike.item() == 0
 
 
-def test_ways_are_those_of_samplers_and_looks_lie_beyond_their_ends():
-    drawn = [draw_matching(SCHEDULE, (16, 1, 1, 2, 2), seeded(seed)) for seed in range(300)]
+@pytest.mark.parametrize("two_time", [True, False])
+def test_ways_are_those_of_samplers_and_looks_lie_beyond_their_ends(two_time):
+    drawn = [draw_matching(SCHEDULE, (16, 1, 1, 2, 2), two_time, seeded(seed)) for seed in range(300)]
     fours = SCHEDULE.lcm_timesteps(4).tolist()
-    expected = {(999, CLEAN), (999, 499), (999, 499, CLEAN), *((*fours[: n + 1],) for n in (1, 2, 3)), (*fours, CLEAN)}
+    expected = {(999, CLEAN), (999, 499, CLEAN), (*fours, CLEAN)}
+    expected |= {(999, 499), *((*fours[: n + 1],) for n in (1, 2, 3))} if two_time else {(*fours[:n], CLEAN) for n in (2, 3)}
     assert {way for way, _ in drawn} == expected
-    for way, (eps, at, noise, at_too, noise_too) in drawn:
+    for way, (eps, at, noise, at_too, noise_too, *fresh) in drawn:
         s = max(way[-1], 0)
         assert eps.shape == noise.shape == noise_too.shape == (16, 1, 1, 2, 2) and not torch.equal(at, at_too)
         assert s + (999 - s) // 4 <= min(at.min(), at_too.min()) and max(at.max(), at_too.max()) < 999 - LAST
+        assert len(fresh) == (0 if two_time else len(way) - 2)
+
+
+def test_what_is_matched_lies_where_samplers_go():
+    """The last step's beginning is what lcm or tcd with gamma 0 come to by themselves."""
+    seen, known = [], gaussian(MEAN, DEVIATION)
+
+    def student(x_t, t, cond):
+        seen.append((int(t.reshape(-1)[0]), x_t))
+        return known(x_t, t, cond)
+
+    fours = SCHEDULE.lcm_timesteps(4).tolist()
+    first, look, *fresh = (tiny.randn(seed, 2, 1, 1, 4, 4) for seed in range(5))
+    noise = SimpleNamespace(initial=lambda: first, at=lambda t: fresh[fours.index(t) - 1])
+    samplers = {True: partial(sample_tcd, gamma=0), False: sample_lcm}
+    for two_time, sampler in samplers.items():
+        drawn = (first, torch.tensor([900, 950]), look, torch.tensor([800, 990]), look, *([] if two_time else fresh[:2]))
+        matching_losses(student, known, known, known, SCHEDULE, (*fours[:3], fours[3] if two_time else CLEAN), drawn, told(2), told(2), 0)
+        mine = seen[:]
+        seen.clear()
+        [*islice(sampler(student, SCHEDULE, noise, told(2), 4), 3)]
+        assert [t for t, _ in mine] == [t for t, _ in seen] == fours[:3]
+        for (_, one), (_, other) in zip(mine, seen, strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+        seen.clear()
 
 
 # ---- a whole training
@@ -106,20 +137,22 @@ def base(tmp_path):
     return tiny.teacher_folder(tmp_path / "base")
 
 
-def test_a_student_trains_with_it_and_what_helped_is_left_behind(base, tmp_path):
+@pytest.mark.parametrize("two_time", [True, False])
+def test_a_student_trains_with_it_and_what_helped_is_left_behind(base, tmp_path, two_time):
+    config = replace(CONFIG, two_time=two_time)
     known = models.load(base, "teacher", device="cpu", dtype="float32")
-    whole = [step.loss for step in train(distill_stage(known, tiny.clips(), CONFIG), tmp_path / "whole")]
-    without = [step.loss for step in train(distill_stage(known, tiny.clips(), replace(CONFIG, matching=0.0)), tmp_path / "without")]
-    first = train(distill_stage(known, tiny.clips(), CONFIG), tmp_path / "run")
+    whole = [step.loss for step in train(distill_stage(known, tiny.clips(), config), tmp_path / "whole")]
+    without = [step.loss for step in train(distill_stage(known, tiny.clips(), replace(config, matching=0.0)), tmp_path / "without")]
+    first = train(distill_stage(known, tiny.clips(), config), tmp_path / "run")
     losses = [next(first).loss]
     first.close()
-    assert losses + [step.loss for step in train(distill_stage(known, tiny.clips(), CONFIG), tmp_path / "run", resume=True)] == whole != without
-    net, iteration = finished_student(tmp_path / "run", known, CONFIG)
-    write_student(tmp_path / "run", str(base), net, iteration, CONFIG)
+    assert losses + [step.loss for step in train(distill_stage(known, tiny.clips(), config), tmp_path / "run", resume=True)] == whole != without
+    net, iteration = finished_student(tmp_path / "run", known, config)
+    write_student(tmp_path / "run", str(base), net, iteration, config)
     student = models.load(tmp_path / "run", device="cpu", dtype="float32")
-    assert student.info.two_time and not any("fake" in name for name in student.denoiser.state_dict())
+    assert student.info.two_time is two_time and not any("fake" in name for name in student.denoiser.state_dict())
     with pytest.raises(AppError, match="E_RESUME"):
-        finished_student(tmp_path / "without", known, CONFIG)
+        finished_student(tmp_path / "without", known, config)
 
 
 def test_processes_can_share_it():
@@ -153,7 +186,7 @@ def test_a_student_can_begin_as_another(base):
         student_net(known, replace(CONFIG, two_time=False), begin)
 
 
-@pytest.mark.parametrize("words", ["--matching 1", "--two-time --matching 1 --shard", "--begin toybox --lora 4", "--two-time --matching -1"])
+@pytest.mark.parametrize("words", ["--two-time --matching 1 --shard", "--begin toybox --lora 4", "--two-time --matching -1"])
 def test_what_does_not_go_together_is_refused(words, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(AppError):

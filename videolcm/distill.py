@@ -50,7 +50,7 @@ class DistillConfig:
     guided_above: int = 0  # the teacher is guided from this timestep on; paper: everywhere
     object_weight: float = 0.0  # added to the loss where objects are, whose places cached clips know; paper: 0
     seam_weight: float = 0.0  # of what pictures change by where latent frames meet (`VideoModel.seams`); paper: 0
-    matching: float = 0.0  # weight of the loss of `matching_losses` beside Eq. 2's, with two_time; paper: 0
+    matching: float = 0.0  # weight of the loss of `matching_losses` beside Eq. 2's; paper: 0
     begin: str | None = None  # the student that it begins as, by its name; the teacher, if None
     two_time: bool = False  # to every s < t in place of 0 alone (CTM, arXiv 2310.02279; TCD, arXiv 2402.19159): see `jump`
 
@@ -109,7 +109,7 @@ def distill_stage(teacher, clips, config, checkpointing=False, shared=False, beg
         apart = consistency_pair_loss(student, average, frozen.denoise, teacher.schedule, x_t, t, t_prev, cond, null, w, **rest)
         if not config.matching:
             return apart
-        way, drawn = draw_matching(teacher.schedule, (samples, *x0.shape[1:]), g)
+        way, drawn = draw_matching(teacher.schedule, (samples, *x0.shape[1:]), config.two_time, g)
         drawn = [value[part].to(teacher.device) for value in drawn]
         unlike, learned = matching_losses(student, *fakes, frozen.denoise, teacher.schedule, way, drawn, cond, null, w, **solver)
         return apart + config.matching * min(1.0, iteration / ALONE) * unlike + learned

@@ -33,19 +33,22 @@ def student_of(net):
     return copy.deepcopy(net.student)
 
 
-def draw_matching(schedule, shape, generator=None):
-    """(way, drawn): what `matching_losses` wants for a batch of that shape (B, C, F, h, w), on the generator's device.
+def draw_matching(schedule, shape, two_time=True, generator=None):
+    """(way, drawn): what `matching_losses` wants for a batch of that shape (B, C, F, h, w), on the CPU.
 
     `way` is the timesteps (T - 1, ..., t, s) from noise to where one step, from t to s, will be matched: of 1, 2 or 4 steps as samplers take
-    them, all or the first of them, each as likely; after the last one s is CLEAN. `drawn` is the noise it begins with, and twice timesteps
-    int64 (B,) and noise to look at what was made, beyond a quarter of what is between s and pure noise.
+    them, all or the first of them, each as likely. After the last one s is CLEAN, and always for a student that is no two-time map: its
+    steps end there, and are followed by fresh noise. `drawn` is the noise a way begins with, then twice timesteps int64 (B,) and noise to look at
+    what was made, beyond a quarter of what is between s and pure noise, then the fresh noise of each further step.
     """
     steps = WAYS[draw(len(WAYS), generator)]
-    way = (*schedule.lcm_timesteps(steps).tolist(), CLEAN)[: draw(steps, generator) + 2]
+    gone, timesteps = draw(steps, generator) + 1, (*schedule.lcm_timesteps(steps).tolist(), CLEAN)
+    way = timesteps[: gone + 1] if two_time else (*timesteps[:gone], CLEAN)
     s, end = max(way[-1], 0), schedule.train_steps - 1
     times = [torch.randint(s + (end - s) // 4, end - LAST, shape[:1], generator=generator) for _ in range(2)]
     eps, *noises = (torch.randn(shape, generator=generator) for _ in range(3))
-    return way, (eps, times[0], noises[0], times[1], noises[1])
+    fresh = [torch.randn(shape, generator=generator) for _ in range(0 if two_time else gone - 1)]
+    return way, (eps, times[0], noises[0], times[1], noises[1], *fresh)
 
 
 def draw(below, generator):
@@ -58,11 +61,14 @@ def matching_losses(student, fake, score, teacher, schedule, way, drawn, cond, n
     The student's gradient by its x0 is (score's x0 - the guided teacher's) at its result, noised, over how far the teacher's is from the
     student's own in the mean of each sample (DMD, Eq. 7 and 8): zero where both denoise what it made alike. fake learns to denoise it.
     """
-    (*before, t, s), (eps, at, noise, at_too, noise_too) = way, drawn
+    (*before, t, s), (eps, at, noise, at_too, noise_too, *fresh) = way, drawn
     x_t = eps
     with torch.no_grad():
-        for here, there in pairwise((*before, t)):
-            x_t = jump(student, schedule, x_t, filled(here, eps), filled(there, eps), cond)
+        for step, (here, there) in enumerate(pairwise((*before, t))):
+            if fresh:
+                x_t = schedule.add_noise(consistency(student, schedule, x_t, here, cond), fresh[step], there)
+            else:
+                x_t = jump(student, schedule, x_t, filled(here, eps), filled(there, eps), cond)
     x0 = consistency(student, schedule, x_t, t, cond.towards(filled(max(s, 0), eps)))
     made = schedule.ddim_step(x_t, x0.detach(), t, s)  # x_s
     with torch.no_grad():

@@ -112,7 +112,7 @@ def distill_arguments(parser):
         "--matching",
         type=number,
         metavar="X",
-        help="with --two-time: weight of distribution matching in the loss, which wants clips as likely as the teacher's (default: 0)",
+        help="weight of distribution matching in the loss, which wants clips as likely as the teacher's (default: 0)",
     )
     parser.add_argument("--begin", metavar="REF", help="a student of this teacher, to begin as it (default: as the teacher)")
     knob("--seed", type=number, metavar="N", help="of batches and noise (default: 0)")
@@ -146,7 +146,6 @@ def run_distill(args):
         (args.job and several, "--job is for one process"),
         (args.shard and not several, "--shard needs several processes, as torchrun starts them"),
         (args.own and not args.two_time, "--own is for --two-time"),
-        (args.matching and not args.two_time, "--matching is for --two-time"),
         (args.matching and args.shard, "--shard has no --matching"),
         (args.begin and args.lora is not None, "--begin has no --lora"),
         (args.shard and args.optimiser == "muon", "--shard takes --optimiser adamw alone"),
