@@ -234,7 +234,9 @@ def test_pictures_are_dropped_as_videos_are(page, site, tmp_path, name):
 def test_a_video_is_followed_and_its_map_shown(page, tmp_path, title):
     pane = opened(page, title)
     pane.locator("input[type=file]").set_input_files(make(tmp_path / "map.mp4", depth_video(16, 256, 256)))
-    pane.locator(".upload video").wait_for()
+    given = pane.locator(".upload video")
+    given.wait_for()
+    wait_for(lambda: given.evaluate("v => v.muted && v.loop && !v.paused && v.currentTime > 0"))  # and so a picture is seen
     if title == "Sketch":
         pane.get_by_label("How the sketch is found").click()
         page.get_by_text("Canny: every sharp edge").click()

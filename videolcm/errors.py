@@ -21,7 +21,7 @@ CATALOGUE = {  # code: (what is wrong, what to do)
     "E_GAMMA": ("Gamma must be a number from 0 to 1, not {given}.", "Leave it out for the model's own; 0 is deterministic."),
     "E_CELLS": ("A comparison has 1 to {limit} different cells, not {given}.", "Choose fewer numbers of steps or samplers, but one at least."),
     "E_TASK": ("There is no task called {given}.", "Choose one of: {known}."),
-    "E_TASK_INPUT": ("The task {given} needs {needs}.", "Give it, or choose the task text."),
+    "E_TASK_INPUT": ("The task {given} needs {needs}.", "Give it, or make a clip of the prompt alone, by the task text."),
     "E_TASK_MODEL": ("The model {model} does not do the task {given}.", "Choose one of: {known}."),
     "E_ALSO": ("A clip cannot follow {given} too.", "Choose one of: {known}."),
     "E_STRENGTH": ("Strength must be a number from 0 to 2, not {given}.", "Leave it out for 1, as the model was trained."),

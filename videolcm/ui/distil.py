@@ -17,6 +17,9 @@ Checkbox, CheckboxGroup, Files = unchecked(gr.Checkbox), unchecked(gr.CheckboxGr
 QUIET = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
 SECONDS = 2  # between two looks at the jobs
 SURE = "(id, password) => [confirm('Delete this fine-tune, its checkpoints and its student?') ? id : null, password]"
+WHAT = """Start trains a student: a copy of the teacher that learns to do in 1 to 8 steps what takes the teacher 50.
+It runs beside the page, shows clips as it learns, and can be paused; what it has learned can be compared at once.
+A one minute look shows how it goes, not how good it gets."""
 OWN, OWN_OF_TEACHER = "No preset", "the teacher's own"
 STYLE = """
 .strip { display: flex; flex-wrap: wrap; gap: .5rem; }
@@ -33,6 +36,7 @@ def build_distil(jobs, guard, teachers, tabs, compared):
         if guard.off:
             gr.Markdown(f"Distilling is off here: {guard.off}. It runs on a machine of your own: `python app.py`.")
             return
+        gr.Markdown(WHAT)
         with gr.Row():
             with gr.Column(scale=5, min_width=320):
                 knobs, start, password = build_knobs(guard, teachers)

@@ -17,7 +17,7 @@ SHOW = """file => {
     if (!file) return "";
     const picture = /\\.(gif|png|jpe?g|webp)$/i.test(file.path);
     const seen = Object.assign(document.createElement(picture ? "img" : "video"), {src: file.url});
-    if (!picture) Object.assign(seen, {muted: true, controls: true});
+    if (!picture) for (const name of ["controls", "muted", "autoplay", "loop", "playsinline"]) seen.setAttribute(name, "");
     seen.setAttribute("onerror", "this.replaceWith('This browser cannot show the file; it is read all the same.')");
     return seen.outerHTML;
 }"""
