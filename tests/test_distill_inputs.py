@@ -67,10 +67,7 @@ def best(x_t, t, cond):
     return torch.where(room > 1e-6, (flow(x_t, t, s) - sigma_s / sigma * x_t) / room.clamp(min=1e-6), x_t)
 
 
-def teacher(x_t, t, cond):
-    """The Gaussian world's mean of x0 given x_t."""
-    alpha, _ = SCHEDULE.alpha_sigma(t, x_t)
-    return MEAN + alpha * DEVIATION**2 / spread(t, x_t) ** 2 * (x_t - alpha * MEAN)
+teacher = tiny.gaussian(MEAN, DEVIATION)
 
 
 # ---- the two-time map

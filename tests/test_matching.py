@@ -33,16 +33,6 @@ def told(batch):
     return Conditions(torch.zeros(batch, 1, 1))
 
 
-def gaussian(mean, deviation):
-    """The denoiser of a world whose every number is drawn from N(mean, deviation^2)."""
-
-    def denoise(x_t, t, cond):
-        alpha, sigma = SCHEDULE.alpha_sigma(t, x_t)
-        return mean + alpha * deviation**2 / ((alpha * deviation) ** 2 + sigma**2) * (x_t - alpha * mean)
-
-    return denoise
-
-
 @pytest.mark.parametrize("s", [CLEAN, 259, 499, 759])
 def test_what_is_learned_from_renoised_videos_is_the_denoiser_of_clean_ones(s):
     g, n = seeded(s + 2), 400_000
@@ -51,7 +41,7 @@ def test_what_is_learned_from_renoised_videos_is_the_denoiser_of_clean_ones(s):
     t = max(s, 0) + (999 - max(s, 0)) // 3
     x_t = SCHEDULE.add_noise_from(x_s, torch.randn(x0.shape, generator=g), s, t)
     goal, weight = SCHEDULE.x0_of_renoised(x_t, x_s, s, t)
-    near = (goal - gaussian(MEAN, DEVIATION)(x_t, t, None)).flatten().double()
+    near = (goal - tiny.gaussian(MEAN, DEVIATION)(x_t, t, None)).flatten().double()
     error = near.std() / n**0.5  # of its mean: the goal itself is noisy
     for regressor in (torch.ones(n), (x_t.flatten() - x_t.mean()) / x_t.std()):
         assert abs((near * regressor).mean()) < 4 * error  # right on average, and wherever x_t is
@@ -66,8 +56,8 @@ def test_a_student_comes_to_the_mean_and_the_spread_of_its_teacher():
     optimiser = torch.optim.Adam([mean, spread], lr=0.05)
     for iteration in range(250):
         way, drawn = (999, CLEAN), draw_matching(SCHEDULE, (64, 1, 1, 4, 4), True, seeded(iteration))[1]
-        score = gaussian(mean.detach(), spread.detach())
-        nets = (lambda x, t, c: mean + spread * x, score, score, gaussian(MEAN, DEVIATION))
+        score = tiny.gaussian(mean.detach(), spread.detach())
+        nets = (lambda x, t, c: mean + spread * x, score, score, tiny.gaussian(MEAN, DEVIATION))
         loss, _ = matching_losses(*nets, SCHEDULE, way, drawn, told(64), told(64), 0)
         loss.backward()
         optimiser.step()
@@ -78,12 +68,11 @@ def test_a_student_comes_to_the_mean_and_the_spread_of_its_teacher():
 def test_each_loss_teaches_its_own_network_and_alike_scores_teach_nothing():
     student, fake = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
     nets = [lambda x, t, c, net=net: net(x.unsqueeze(-1)).squeeze(-1) for net in (student, fake)]
-    known = gaussian(MEAN, DEVIATION)
+    known = tiny.gaussian(MEAN, DEVIATION)
     for seed in range(6):
         way, drawn = draw_matching(SCHEDULE, (8, 1, 1, 4, 4), seed % 2 == 0, seeded(seed))
         loss, learned = matching_losses(nets[0], nets[1], nets[1], known, SCHEDULE, way, drawn, told(8), told(8), 0)
-        first = [p.grad for p in student.parameters()], torch.autograd.grad(loss, [*student.parameters()], retain_graph=True)
-        assert all(g.abs().max() > 0 for g in first[1])
+        assert all(g.abs().max() > 0 for g in torch.autograd.grad(loss, [*student.parameters()], retain_graph=True))
         assert all(g is None for g in torch.autograd.grad(loss, [*fake.parameters()], allow_unused=True))
         assert all(g is None for g in torch.autograd.grad(learned, [*student.parameters()], allow_unused=True, retain_graph=True))
         assert all(g.abs().max() > 0 for g in torch.autograd.grad(learned, [*fake.parameters()]))
@@ -107,7 +96,7 @@ def test_ways_are_those_of_samplers_and_looks_lie_beyond_their_ends(two_time):
 
 def test_what_is_matched_lies_where_samplers_go():
     """The last step's beginning is what lcm or tcd with gamma 0 come to by themselves."""
-    seen, known = [], gaussian(MEAN, DEVIATION)
+    seen, known = [], tiny.gaussian(MEAN, DEVIATION)
 
     def student(x_t, t, cond):
         seen.append((int(t.reshape(-1)[0]), x_t))

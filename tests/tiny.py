@@ -7,6 +7,7 @@ from videolcm.data import Clips, latent_path
 from videolcm.models.base import ModelInfo
 from videolcm.models.codec import Codec, CodecConfig
 from videolcm.models.toybox import Denoiser, DenoiserConfig, TextConfig, TextEncoder, Toybox
+from videolcm.schedule import Schedule
 from videolcm.shipping import ship
 from videolcm.world import plot
 
@@ -18,6 +19,17 @@ DENOISER = DenoiserConfig(latent=4, context=16, width=32, depth=1, heads=2, hidd
 
 def randn(seed, *shape):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def gaussian(mean, deviation):
+    """The denoiser of a world whose every number is drawn from N(mean, deviation^2): the mean of x0 given x_t."""
+    schedule = Schedule()
+
+    def denoise(x_t, t, cond):
+        alpha, sigma = schedule.alpha_sigma(t, x_t)
+        return mean + alpha * deviation**2 / ((alpha * deviation) ** 2 + sigma**2) * (x_t - alpha * mean)
+
+    return denoise
 
 
 def awake(net, seed=0):

@@ -8,7 +8,7 @@ It knows nothing about what the networks are, nor about sampling.
 import copy
 import json
 from dataclasses import asdict, dataclass, replace
-from functools import reduce
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from .checkpoint import write_json
 from .data import ALL, CLIPS_PER_SHARD, MAPS, TEACHING, Clips, cache_latents, conditions, latent_path, object_weight, render_shards
 from .errors import AppError
 from .lora import merged, with_adapters
-from .matching import ALONE, FASTER, Matched, draw_matching, matching_losses, student_of
+from .matching import ALONE, FASTER, Matched, draw_matching, matching_losses
 from .models import write_student as write_denoiser
 from .processes import sharded, world
 from .schedule import consistency, guide, jump
@@ -134,7 +134,7 @@ def distill_stage(teacher, clips, config, checkpointing=False, shared=False, beg
         accumulate=config.accumulate,
         sharded=shared,
         faster={"fake.": FASTER},
-        finish=finish_of(config),
+        finish=partial(used, config=config),
     )
 
 
@@ -157,10 +157,10 @@ def trained_net(teacher, config, begin=None):
     return Matched(net, copy.deepcopy(teacher.denoiser).float().requires_grad_(True)) if config.matching else net
 
 
-def finish_of(config):
-    """What makes of `trained_net` a network to be used; None where it is one."""
-    steps = [step for step, wanted in ((student_of, config.matching), (merged, config.lora)) if wanted]
-    return (lambda net: reduce(lambda made, step: step(made), steps, net)) if steps else None
+def used(net, config):
+    """A copy of what is used of `trained_net`: the student, its adapters merged."""
+    net = net.student if config.matching else net
+    return merged(net) if config.lora else copy.deepcopy(net)
 
 
 def toybox_clips(folder, teacher, report, count=600, latents=None, free=False):
@@ -192,10 +192,10 @@ def cached_clips(folder, teacher, kinds=("plain", "free")):
 
 def finished_student(out, teacher, config=DistillConfig()):
     """(denoiser, iteration): the averaged weights (theta*) of the newest checkpoint of the run in `out`, float32. AppError E_RESUME, E_INPUTS."""
-    net, finish = trained_net(teacher, config).requires_grad_(False), finish_of(config)
+    net = trained_net(teacher, config).requires_grad_(False)
     iteration, weights = averaged_weights(out)
     fill(net, weights)
-    return finish(net) if finish else net, iteration
+    return used(net, config), iteration
 
 
 def write_student(out, base, net, iteration, config):

@@ -6,7 +6,6 @@ whose gradient moves the student's results from where fake denoises them to, to 
 It knows nothing about networks, data or the loss of Eq. 2.
 """
 
-import copy
 from itertools import pairwise
 
 import torch
@@ -26,11 +25,6 @@ class Matched(nn.Module):
     def __init__(self, student, fake):
         super().__init__()
         self.student, self.fake = student, fake
-
-
-def student_of(net):
-    """A copy of what is used of a Matched."""
-    return copy.deepcopy(net.student)
 
 
 def draw_matching(schedule, shape, two_time=True, generator=None):

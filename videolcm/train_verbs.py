@@ -279,7 +279,7 @@ def train_student(args, teacher, config, worker):
     from .students import jobs_folder
 
     clips = after_the_first(lambda: clips_of(args, teacher, worker, config.conditions))
-    begin = models.load(config.begin, "student", device="cpu", dtype="float32").denoiser if config.begin else None
+    begin = models.load(config.begin, "student", device="cpu", dtype="float32").denoiser if config.begin and not args.resume else None
     stage, turn = distill_stage(teacher, clips, config, args.checkpointing, args.shard, begin), Lease(jobs_folder()).turn
     if args.preview_every:
         previews = Previews(teacher, student_info(teacher.info, config), turn)
