@@ -110,7 +110,10 @@ def test_at_every_step_and_stage_the_clip_is_given_up_and_the_next_one_made(kind
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the address space is limited as Linux does it")
 def test_a_processor_that_really_has_no_more():
-    """A process that may have 50 MB more than a small clip took: a large one is refused, the small one made again."""
+    """A process that may have 50 MB more than a small clip took: a large one is refused, and with room again the small one is made as before.
+
+    But for rounding: oneDNN, where it found no room for a kernel, goes on with another.
+    """
     code = """
 import resource
 from videolcm import models
@@ -119,17 +122,19 @@ from videolcm.pipeline import Request, generate
 model, small = models.load("toybox", device="cpu"), Request("a red ball", steps=1, frames=8, width=128, height=128)
 *_, first = generate(model, small)
 size = int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1]) * 1024
-resource.setrlimit(resource.RLIMIT_AS, (size + (50 << 20), resource.RLIM_INFINITY))
+limits = resource.getrlimit(resource.RLIMIT_AS)
+resource.setrlimit(resource.RLIMIT_AS, (size + (50 << 20), limits[1]))
 try:
     list(generate(model, Request("a red ball", steps=2, frames=32, width=512, height=512)))
 except AppError as error:
     print(error)
+resource.setrlimit(resource.RLIMIT_AS, limits)
 *_, again = generate(model, small)
-print(again.sha256 == first.sha256)
+print(abs(again.frames.astype(float) - first.frames).mean() < 0.5)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1], check=True)
     refusal, same = done.stdout.splitlines()
-    assert refusal.startswith("[E_MEMORY] The device has not enough memory for 32 frames of 512x512: ") and "GB more were asked for" in refusal
+    assert refusal.startswith("[E_MEMORY] The device has not enough memory for 32 frames of 512x512")  # what was asked for, oneDNN does not say
     assert same == "True"
 
 
@@ -138,7 +143,12 @@ def test_other_errors_stay_what_they_are():
     model.decode = lambda *_: 1 / 0
     with pytest.raises(ZeroDivisionError):
         list(generate(model, TEXT))
-    for words in ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`", "CUDA error: out of memory", "not enough memory: you tried"):
+    for words in (
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`",
+        "CUDA error: out of memory",
+        "not enough memory: you tried",
+        "could not create a primitive",
+    ):
         assert memory.ran_out(RuntimeError(words)) and not memory.ran_out(ValueError(words))
     assert memory.ran_out(MemoryError()) and memory.ran_out(OUT) and not memory.ran_out(RuntimeError("shape")) and not memory.ran_out(ValueError())
     assert memory.ran_out(RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory: you tried ..."))

@@ -16,7 +16,8 @@ try:
 except ImportError:  # on Windows
     resource = None
 
-SHORT = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")  # of a processor on two systems, CUDA, cuBLAS and cuDNN
+# of a processor on two systems, oneDNN (which says no more when it finds no room for a kernel), CUDA, cuBLAS and cuDNN
+SHORT = ("can't allocate memory", "not enough memory", "could not create a primitive", "out of memory", "ALLOC_FAILED")
 TRIED = re.compile(r"tried to allocate ([0-9.]+) ?(bytes|[KMGT]iB)", re.IGNORECASE)
 UNITS = {"bytes": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
 
