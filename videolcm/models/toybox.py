@@ -17,6 +17,7 @@ from ..memory import in_parts
 from ..schedule import Schedule
 from .base import VideoModel
 from .codec import SPACE, TIME, Codec, CodecConfig, Mix, channels_last, neighbours
+from .frames import Frames
 
 MAPS = 4  # map cells per latent
 TOKEN = re.compile(r"[a-z]+")
@@ -86,6 +87,8 @@ class DenoiserConfig:
     maps: int = 32
     backdrop: int = 384
     hint: int = 96  # channels in which the backdrop sees the maps
+    frames: int = 96  # in the last level, on cells of 8 pixels of single frames
+    frames_depth: int = 3  # 0: without it
     inputs: tuple[str, ...] = ()  # what it is told besides t, of "w" and "s" of Conditions
 
 
@@ -123,7 +126,8 @@ class Denoiser(nn.Module):
     """x0, float32, of x_t (B, 48, f, h, w), all three even: the best linear guess around what text and maps tell, and what the network adds.
 
     Convolutions on cells of 8 pixels, then at latent resolution, around a transformer on patches of 2x2x2 latents and the text. A patch is 8
-    frames of 32x32 pixels, so two seconds are 128 tokens, and what moves is whole from the start. The network sees and says values of unit
+    frames of 32x32 pixels, so two seconds are 128 tokens, and what moves is whole from the start. At the end convolutions on the pixels of single
+    frames (frames.py) add what all that has missed. The network sees and says values of unit
     variance at every channel, place and timestep (Karras et al., arXiv 2206.00364, Sec. 5, where spreads differ): where nothing can be, noise
     is taken away by itself.
     """
@@ -149,6 +153,7 @@ class Denoiser(nn.Module):
         self.leave = nn.Conv2d(stem, config.latent, 3, padding=1)
         for layer in (self.modulate, self.leave):
             nn.init.zeros_(layer.weight), nn.init.zeros_(layer.bias)
+        self.frames = Frames(config.latent, config.frames, config.frames_depth, 256) if config.frames_depth else None
         if config.inputs:
             self.with_inputs(config.inputs)
 
@@ -159,23 +164,35 @@ class Denoiser(nn.Module):
         nn.init.zeros_(self.told.weight)
         return self
 
-    def forward(self, x_t, t, cond):
-        maps, present = self.stack_maps(x_t, cond)
+    def forward(self, x_t, t, cond, windows=None):
+        """`windows`, where x_t is not whole: the Windows that it was cut by; cond is that of the whole."""
+        whole = x_t if windows is None else windows.whole(x_t)
+        maps, present = self.stack_maps(whole, cond)
         mean, spread = self.expected(cond, maps, present)
+        spots = places(*(n // 2 for n in whole.shape[2:]), maps)  # (f h w / 8, 36)
+        if windows is not None:
+            mean, spread = windows(mean), windows(spread)
+            maps = channels_last(windows(maps.unflatten(0, (len(present), -1))).flatten(0, 1))
+            grid = spots.T.unflatten(1, [n // 2 for n in whole.shape[2:]]).expand(len(present), -1, -1, -1, -1)
+            spots = windows(grid).flatten(2).transpose(1, 2)
         alpha = self.alphas.to(x_t.device)[t][:, None, None, None, None]  # (B, 1, 1, 1, 1)
         sigma = (1 - alpha**2).sqrt()
         size = ((alpha * spread) ** 2 + sigma**2).sqrt()  # of x_t, in each channel
         centred = x_t.float() - alpha * mean
-        added = self.network((centred / size).to(maps.dtype), t, cond, maps, present).float()
+        added = self.network((centred / size).to(maps.dtype), t, cond, maps, present, spots).float()
         # x0 = E x0 + alpha spread^2 / size^2 (x_t - E x_t) + sigma spread / size F
-        return mean + alpha * (spread / size) ** 2 * centred + sigma * spread / size * added
+        x0 = mean + alpha * (spread / size) ** 2 * centred + sigma * spread / size * added
+        if self.frames is None:
+            return x0
+        noise = (x_t.float() - alpha * x0) / sigma
+        return x0 + sigma * self.frames(x0.to(maps.dtype), noise.to(maps.dtype), sinusoid(t).to(maps.dtype)).float()
 
     def expected(self, cond, maps, present):
         """Mean and spread of x0 before anything is seen of it, float32, (B, 48, 1, h, w) each."""
         return self.backdrop(cond.context.to(maps.dtype), maps.unflatten(0, (len(present), -1)).mean(1), present)
 
-    def network(self, x_t, t, cond, maps, present):
-        """F of unit variance from x_t of unit variance, both (B, 48, f, h, w)."""
+    def network(self, x_t, t, cond, maps, present, spots):
+        """F of unit variance from x_t of unit variance, both (B, 48, f, h, w); `spots`: `places` of its patches."""
         batch, _, f, h, w = x_t.shape
         context = cond.context.to(x_t.dtype)
         emb = self.time(sinusoid(t).to(x_t.dtype)) + self.present(present) + self.said(context.flatten(1))  # (B, width)
@@ -187,7 +204,7 @@ class Denoiser(nn.Module):
         for block in self.before:
             skip = block(skip, emb)
         skip = self.mix[0](skip, f)
-        tokens = self.patch(patches(skip, batch)) + self.place(places(f // 2, h // 2, w // 2, x_t))  # (B, f h w / 8, width)
+        tokens = self.patch(patches(skip, batch)) + self.place(spots)  # (B, f h w / 8, width)
         y = torch.cat([self.text(context), tokens], 1)  # (B, 3 + f h w / 8, width)
         shared = self.modulate(F.silu(emb)).unflatten(1, (6, -1))
         for block in self.blocks:
@@ -218,6 +235,26 @@ class Denoiser(nn.Module):
         maps = torch.cat(parts, 1).transpose(1, 2).flatten(0, 1)  # (B F, 6, 4 h, 4 w)
         maps = F.pixel_unshuffle(maps, MAPS).unflatten(0, (-1, TIME)).flatten(1, 2)
         return channels_last(maps), torch.stack(present, 1)
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Square parts of latents, to learn detail where objects are: of a grid of `grid` (h, w), `side` places at `tops` and `lefts` (B,), all even."""
+
+    grid: tuple[int, int]
+    side: int
+    tops: tuple[int, ...]
+    lefts: tuple[int, ...]
+
+    def __call__(self, value):
+        """The windows of (B, ..., H, W), whose H and W are a whole part of the grid's."""
+        n = self.grid[0] // value.shape[-2]
+        side, corners = self.side // n, zip(value, self.tops, self.lefts, strict=True)
+        return torch.stack([one[..., top // n : top // n + side, left // n : left // n + side] for one, top, left in corners])
+
+    def whole(self, value):
+        """Something of the size that value (B, C, f, side, side) was cut from."""
+        return value.new_zeros(()).expand(*value.shape[:3], *self.grid)
 
 
 class Fine(nn.Module):
@@ -413,5 +450,5 @@ def build(config):
     kinds = {"Codec": (Codec, CodecConfig), "TextEncoder": (TextEncoder, TextConfig), "Denoiser": (Denoiser, DenoiserConfig)}
     network, settings = kinds[config["class"]]
     if network is Denoiser:  # manifests from before this could be said
-        config = {"hidden": 4 * config["width"], **config}
+        config = {"hidden": 4 * config["width"], "frames_depth": 0, **config}
     return network(settings(**{key: tuple(value) if isinstance(value, list) else value for key, value in config.items() if key != "class"}))
