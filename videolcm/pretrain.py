@@ -92,14 +92,14 @@ def teacher_stage(
     folder, encode_text, codec, iterations=3000, batch=32, kinds=("plain", "free"), config=None, validate=None, make_backdrop=None, **stage
 ):
     """The denoiser, begun with a trained backdrop where `make_backdrop` gives one: the loss of v-prediction, maps as `data.conditions` drops them,
-    text dropped for one sample in ten; and of what pictures of `codec` change by where half seconds meet. Every other batch is of windows around
+    text dropped for one sample in ten; and of what pictures of `codec` change by where half seconds meet. Three batches of four are of windows around
     objects, with less noise: twice the samples in half the time."""
     clips = Clips(folder, kinds, TEACHING)
     schedule = Schedule()
 
     def loss(net, iteration):
         g, rng = generator(31, iteration), np.random.default_rng((31, iteration))
-        near = iteration % 2 == 1
+        near = iteration % 4 > 0
         chosen, x0, cond = conditioned_batch(clips, 2 * batch if near else batch, encode_text, g, rng)
         ids = clips.arrays["ids"][chosen]
         weight, windows = object_weight(ids, x0.shape[2:], OBJECT_WEIGHT), None

@@ -87,8 +87,8 @@ class DenoiserConfig:
     maps: int = 32
     backdrop: int = 384
     hint: int = 96  # channels in which the backdrop sees the maps
-    frames: int = 96  # in the last level, on cells of 8 pixels of single frames
-    frames_depth: int = 3  # 0: without it
+    frames: int = 64  # in the last level, on cells of 8 pixels of single frames
+    frames_depth: int = 2  # 0: without it
     inputs: tuple[str, ...] = ()  # what it is told besides t, of "w" and "s" of Conditions
 
 
