@@ -9,8 +9,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 CORE = {"errors", "schedule", "sampling", "checkpoint", "optim", "render", "scenery", "world", "video", "footage", "conditions", "masks", "guides"}
-CORE |= {"training", "data", "distill", "pipeline", "judge", "metrics", "compare", "uploads", "jobs", "lease", "own_files", "own_clips", "batch"}
-CORE |= {"fetching", "history", "memory", "processes", "sources"}
+CORE |= {"training", "data", "distill", "pipeline", "judge", "metrics", "compare", "uploads", "lease", "own_files", "own_clips", "batch"}
+CORE |= {"fetching", "history", "jobs", "knobs", "memory", "processes", "sources"}
 MAY_IMPORT = {
     "errors": set(),
     "memory": set(),
@@ -38,7 +38,8 @@ MAY_IMPORT = {
     "fetch_verb": {"arguments", "errors", "fetching", "memory", "models", "sources"},
     "lease": {"errors"},
     "history": {"errors", "video"},
-    "jobs": {"errors", "arguments", "checkpoint", "own_files", "students"},
+    "jobs": {"errors", "checkpoint", "own_files", "students"},
+    "knobs": {"arguments", "distill", "errors"},
     "previews": {"errors", "pipeline"},
     "pipeline": {"errors", "guides", "memory", "models", "sampling", "stopwatch", "video"},
     "stopwatch": set(),

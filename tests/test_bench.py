@@ -6,7 +6,7 @@ from conftest import FakeModel
 
 from videolcm import bench
 from videolcm.conditions import EXTRACTORS
-from videolcm.models.toybox import Denoiser, DenoiserConfig
+from videolcm.models.denoiser import Denoiser, DenoiserConfig
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import pytest
 import tiny
 
 from videolcm import bench_training
-from videolcm.models.toybox import Denoiser
+from videolcm.models.denoiser import Denoiser
 
 
 def test_a_step_beside_its_parts(monkeypatch, tmp_path):

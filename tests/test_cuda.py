@@ -19,8 +19,9 @@ from videolcm.matching import matching_losses
 from videolcm.models.animatediff import AnimateModel
 from videolcm.models.base import Conditions, ModelInfo
 from videolcm.models.codec import Codec
+from videolcm.models.denoiser import Denoiser
 from videolcm.models.folder import FolderModel
-from videolcm.models.toybox import Denoiser, TextEncoder, Toybox
+from videolcm.models.toybox import TextEncoder, Toybox
 from videolcm.models.vgen import VideoUNet
 from videolcm.pipeline import Request, decode, denoising, look
 from videolcm.sampling import guided

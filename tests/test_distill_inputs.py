@@ -27,7 +27,8 @@ from videolcm.distill import (
 )
 from videolcm.errors import AppError
 from videolcm.models.base import Conditions
-from videolcm.models.toybox import Denoiser, config_of
+from videolcm.models.denoiser import Denoiser
+from videolcm.models.toybox import config_of
 from videolcm.optim import update_ema
 from videolcm.pipeline import Request, generate
 from videolcm.sampling import Noise, sample_lcm, sample_tcd

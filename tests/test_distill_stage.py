@@ -11,7 +11,7 @@ from tiny import clips, toybox
 from videolcm import distill, train_verbs
 from videolcm.data import FREE_SHARE, latent_path
 from videolcm.distill import DistillConfig, distill_stage
-from videolcm.models.toybox import Block
+from videolcm.models.denoiser import Block
 from videolcm.training import Run, train
 
 CONFIG = DistillConfig(iterations=3, batch=2, lr=4e-3, ema=0.4, skips=(20, 100))

@@ -130,8 +130,7 @@ def test_a_teacher_is_distilled_into_a_folder_of_its_own_layout(kind, request, t
 
 
 def test_the_rate_of_the_paper_is_these_teachers_own(stock, tmp_path):
-    from videolcm.jobs import Knobs
-    from videolcm.train_verbs import config_of
+    from videolcm.knobs import Knobs, config_of
 
     assert config_of(Knobs(conditions="text"), load(stock)).lr == 1e-5
     assert config_of(Knobs(conditions="text", lr=1e-3), load(stock)).lr == 1e-3

@@ -7,8 +7,8 @@ import tiny
 import torch
 
 from videolcm.models.base import Conditions
+from videolcm.models.denoiser import Denoiser, Windows
 from videolcm.models.frames import CELL, Frames
-from videolcm.models.toybox import Denoiser, Windows
 from videolcm.pretrain import windows_around
 
 

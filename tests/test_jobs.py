@@ -19,7 +19,8 @@ from media import corners, make
 from videolcm import models
 from videolcm.checkpoint import load_checkpoint
 from videolcm.errors import AppError
-from videolcm.jobs import GRACE_SECONDS, PRESETS, Jobs, Knobs, Worker, conditions_of, note, read_lines, work
+from videolcm.jobs import GRACE_SECONDS, Jobs, Worker, note, read_lines, work
+from videolcm.knobs import PRESETS, Knobs, conditions_of
 from videolcm.lease import Lease
 from videolcm.models.toybox import Toybox
 from videolcm.pipeline import Request, Result
@@ -102,7 +103,7 @@ def test_a_job_from_start_to_student_and_one_in_line(jobs, place):
 def test_pause_death_of_the_page_resume_and_cancel_keep_every_loss(jobs, place):
     """A page in another process starts a job and is killed; this one finds it, resumes, pauses, resumes, kills it, cancels it."""
     code = (
-        "import sys, time; from videolcm.jobs import Jobs, Knobs; jobs = Jobs(data=sys.argv[2]);"
+        "import sys, time; from videolcm.jobs import Jobs; from videolcm.knobs import Knobs; jobs = Jobs(data=sys.argv[2]);"
         f"print(jobs.start(Knobs(**{LONG}), sys.argv[1]), flush=True); time.sleep(600)"
     )
     page = subprocess.Popen([sys.executable, "-c", code, *place[1:]], cwd=ROOT, stdout=subprocess.PIPE, text=True)
@@ -242,7 +243,8 @@ def test_presets_are_knobs_and_knobs_are_arguments(preset):
 
 def test_every_knob_is_an_argument():
     from videolcm.__main__ import VERBS, parser_of
-    from videolcm.train_verbs import config_of, knobs_of
+    from videolcm.knobs import config_of
+    from videolcm.train_verbs import knobs_of
 
     knobs = Knobs(lora=4, guidance_range="0.5,3", two_time=True, accumulate=2, images=0.5, guidance=1.0, solver_steps=2, own=0.5)
     knobs = replace(knobs, guided_above=500, object_weight=3.0, seam_weight=2.0, matching=0.3)

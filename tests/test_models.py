@@ -15,7 +15,7 @@ from videolcm.checkpoint import save_checkpoint, sha256_of
 from videolcm.distill import DistillConfig, finished_student, write_student
 from videolcm.errors import AppError
 from videolcm.models.base import TASKS, Conditions
-from videolcm.models.toybox import Denoiser
+from videolcm.models.denoiser import Denoiser
 from videolcm.pipeline import Request, generate
 from videolcm.shipping import ship
 

@@ -22,7 +22,8 @@ from videolcm import conditions, footage
 from videolcm.data import conditions as batch_conditions
 from videolcm.errors import AppError
 from videolcm.footage import read_video
-from videolcm.jobs import Job, Jobs, Knobs
+from videolcm.jobs import Job, Jobs
+from videolcm.knobs import Knobs
 from videolcm.optim import MuonAdamW
 from videolcm.own_clips import OwnClips, Row, begun_with, followed, own_clips
 from videolcm.own_files import captioned, lay_out, samples, suggest

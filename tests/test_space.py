@@ -17,7 +17,8 @@ from media import corners, make
 
 from videolcm.compare import Cell, CellDone, CellProgress, CellStopped
 from videolcm.errors import AppError
-from videolcm.jobs import GOING, Jobs, Knobs, Worker
+from videolcm.jobs import GOING, Jobs, Worker
+from videolcm.knobs import Knobs
 from videolcm.models.base import TASKS
 from videolcm.pipeline import Progress, Request
 from videolcm.train_verbs import distill_namespace

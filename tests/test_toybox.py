@@ -13,7 +13,8 @@ from videolcm.errors import AppError
 from videolcm.models import load
 from videolcm.models.base import Conditions
 from videolcm.models.codec import Codec
-from videolcm.models.toybox import Denoiser, TextEncoder, Toybox, build, config_of, with_changes, write_network
+from videolcm.models.denoiser import Denoiser, with_changes
+from videolcm.models.toybox import TextEncoder, Toybox, build, config_of, write_network
 from videolcm.pipeline import to_frames
 from videolcm.pretrain_codec import fit_transform
 from videolcm.sampling import Noise, guided, sample_lcm

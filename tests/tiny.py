@@ -6,7 +6,8 @@ from safetensors.torch import save_file
 from videolcm.data import Clips, latent_path
 from videolcm.models.base import ModelInfo
 from videolcm.models.codec import Codec, CodecConfig
-from videolcm.models.toybox import Denoiser, DenoiserConfig, TextConfig, TextEncoder, Toybox
+from videolcm.models.denoiser import Denoiser, DenoiserConfig
+from videolcm.models.toybox import TextConfig, TextEncoder, Toybox
 from videolcm.schedule import Schedule
 from videolcm.shipping import ship
 from videolcm.world import plot

@@ -20,7 +20,8 @@ from .errors import AppError
 from .judge import Judge, judge
 from .models import ASSETS, network, pick_dtype, read_manifest
 from .models.codec import Codec
-from .models.toybox import Denoiser, DenoiserConfig, TextConfig, TextEncoder, Windows
+from .models.denoiser import Denoiser, DenoiserConfig, Windows
+from .models.toybox import TextConfig, TextEncoder
 from .pretrain_codec import codec_stage, decoder_stage
 from .pretrain_depth import depth_stage
 from .schedule import Schedule

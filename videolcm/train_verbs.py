@@ -15,9 +15,10 @@ from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
 
-from .arguments import Parser, between, number, positive, range_of, refuse, report, skips_of
+from .arguments import Parser, between, number, positive, refuse, report
 from .errors import AppError
-from .jobs import CONDITIONS, PRESETS, Knobs, Stopped, Worker, conditions_of, preset_of, work
+from .jobs import Stopped, Worker, work
+from .knobs import CONDITIONS, PRESETS, Knobs, conditions_of, config_of, preset_of
 from .processes import after_the_first, device_of, rank, share_of, together, world
 
 STAGES = ("data", "codec", "latents", "text", "backdrop", "teacher", "judge", "depth", "decoder", "ship")
@@ -235,39 +236,6 @@ def tell(line):
     """A line for people, said by the first process."""
     if rank() == 0:
         report(line)
-
-
-def config_of(knobs, teacher):
-    """What the knobs leave open is decided by the teacher."""
-    from .distill import DistillConfig
-
-    own = DistillConfig(**{"guidance": teacher.info.guidance, "guided_above": teacher.info.guided_above, **teacher.distilling})
-    asked = {
-        "lr": knobs.lr,
-        "optimiser": knobs.optimiser,
-        "guidance": knobs.guidance,
-        "skips": knobs.skip and skips_of(knobs.skip),
-        "huber": knobs.huber,
-        "guided_above": knobs.guided_above,
-    }
-    return replace(
-        own,
-        **{name: value for name, value in asked.items() if value is not None},
-        iterations=knobs.iterations,
-        batch=knobs.batch,
-        ema=knobs.ema,
-        seed=knobs.seed,
-        conditions=conditions_of(knobs.conditions),
-        accumulate=knobs.accumulate,
-        lora=knobs.lora,
-        w_range=range_of(knobs.guidance_range),
-        two_time=knobs.two_time,
-        solver_steps=knobs.solver_steps,
-        share_own=knobs.own,
-        object_weight=knobs.object_weight,
-        seam_weight=knobs.seam_weight,
-        matching=knobs.matching,
-    )
 
 
 def train_student(args, teacher, config, worker):

@@ -190,7 +190,8 @@ def writers(place):
 
     from videolcm import checkpoint, grid, training, video
     from videolcm.history import History
-    from videolcm.jobs import Jobs, Knobs, last_note, note
+    from videolcm.jobs import Jobs, last_note, note
+    from videolcm.knobs import Knobs
     from videolcm.training import TrainStep
 
     weights, journal, history, kept = place / "weights", place / ("0" * 32), History(place / "clips"), []

@@ -59,7 +59,8 @@ def doors():
     """[(function, good arguments, names of all)] of everything that takes values from the page, the API, a command line or a file."""
     from videolcm.batch import Line
     from videolcm.batch import fields_of as asked_in
-    from videolcm.jobs import Jobs, Knobs
+    from videolcm.jobs import Jobs
+    from videolcm.knobs import Knobs
     from videolcm.own_files import captioned
     from videolcm.pipeline import Request, size_of
     from videolcm.ui.comparison_handlers import cells_of, reference_of, typed

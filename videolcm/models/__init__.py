@@ -190,7 +190,8 @@ def base_of(manifest):
 def write_student(net, base, out):
     """Writes the denoiser of a student of the model `base`, a ref, into the folder `out` in the layout of its kind; returns what the manifest
     says of it. AppError E_DISK."""
-    from .toybox import Denoiser, write_network
+    from .denoiser import Denoiser
+    from .toybox import write_network
 
     if isinstance(net, Denoiser):
         return {"files": {"student": write_network(Path(out) / "student.safetensors", net)}}

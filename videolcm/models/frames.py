@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .codec import BLOCK, SPACE, TIME, neighbours
+from .codec import BLOCK, SPACE, TIME, over_frames
 
 CELL = 8  # pixels a side of what is one place here
 SPLIT = SPACE // CELL  # places along a side of a latent
@@ -63,8 +63,6 @@ class FrameBlock(nn.Module):
         nn.init.zeros_(self.conv2.weight), nn.init.zeros_(self.conv2.bias)
 
     def forward(self, x, emb, frames):
-        y = x.unflatten(0, (-1, frames))
-        y = torch.cat([y, *neighbours(y)], 2).flatten(0, 1)
-        y = self.conv1(F.silu(self.norm(self.time(F.silu(y)))))
+        y = self.conv1(F.silu(self.norm(over_frames(self.time, F.silu(x), frames))))
         y = y + self.emb(emb).repeat_interleave(frames, 0)[..., None, None]
         return x + self.conv2(F.silu(y))

@@ -6,7 +6,8 @@ closed page misses is on disk: the list is read anew every two seconds. It knows
 
 import gradio as gr
 
-from videolcm.jobs import ALLOWED, CONDITIONS, OPTIMISERS, PRESETS, Knobs
+from videolcm.jobs import ALLOWED
+from videolcm.knobs import CONDITIONS, OPTIMISERS, PRESETS, Knobs
 from videolcm.sources import licence_of
 from videolcm.ui import distil_messages as say
 from videolcm.ui.distil_handlers import make_action, make_compare_now, make_refresh, make_start, suggested

@@ -12,7 +12,8 @@ from functools import partial
 import gradio as gr
 
 from videolcm.errors import AppError
-from videolcm.jobs import ALLOWED, Knobs, preset_of
+from videolcm.jobs import ALLOWED
+from videolcm.knobs import Knobs, preset_of
 from videolcm.own_files import captioned, suggest
 from videolcm.students import name_of, students
 from videolcm.ui import distil_messages as say
