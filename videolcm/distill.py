@@ -38,7 +38,7 @@ class DistillConfig:
     optimiser: str = "adamw"  # or muon, for the hidden matrices
     guidance: float = 9.0  # w
     skips: tuple[int, ...] = (20,)  # k of each phase, equally long
-    solver_steps: int = 1  # of the teacher, equally long, in k; paper: 1
+    solver_steps: int = 1  # of the teacher in k; paper: 1
     huber: float = 1e-3
     ema: float = 0.95  # Sec. 4.1
     share_last: float = 0.0  # of a batch at t = 999; paper: not said
@@ -253,15 +253,17 @@ def consistency_pair_loss(
 
 
 def solver_step(teacher, schedule, x_t, t, t_prev, cond, null, w, steps=1, guided_above=0):
-    """Where the guided teacher goes from x_t at t: x_prev at t_prev, float32, by DDIM steps of equal length, each one call on a batch of 2 B.
+    """Where the guided teacher goes from x_t at t: x_prev at t_prev, float32, by DDIM steps, each one call on a batch of 2 B.
 
+    Each step is twice as long as the one before it: where x_t is noise alone, the first tells nothing of what the clip will be, and over a long one
+    of that kind all clips become alike.
     For the grid's first point t_prev is 0, which is abar_0 and not the clean end: f is the identity there.
     """
     x, at = x_t, t
     for left in range(steps, 0, -1):
         # Eq. 5 in x0 form
         x0 = guide(teacher, x, at, cond, null, w, guided_above)
-        to = at - (at - t_prev) // left
+        to = at - (at - t_prev) // (2**left - 1)
         # Eq. 4: x_prev = x_t + Psi(x_t, t, t_prev, c)
         x, at = schedule.ddim_step(x, x0, at, to), to
     return x

@@ -85,7 +85,12 @@ def distill_arguments(parser):
         metavar="K",
         help="train timesteps a solver step spans; a list like 100,20 for phases (default: the teacher's own: toybox 100, others the official 20)",
     )
-    knob("--solver-steps", type=number, metavar="N", help="in how many equal steps the teacher goes that far (default: 1, the paper's)")
+    knob(
+        "--solver-steps",
+        type=number,
+        metavar="N",
+        help="in how many steps the teacher goes that far, each twice as long as the one before (default: 1, the paper's)",
+    )
     knob(
         "--huber",
         type=number,
