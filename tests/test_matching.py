@@ -161,7 +161,7 @@ def test_what_is_not_told_apart_at_first_is_heard_little_by_little():
     first, early, late = ([high - low for low, high in ((row[0], row[1]), (row[1], row[2]))] for row in zip(*losses.values(), strict=True))
     assert first == [0, 0]
     for one, two in (early, late):
-        assert one > 0.05 and two == pytest.approx(2 * one, rel=1e-3)
+        assert one > 0.005 and two == pytest.approx(2 * one, rel=1e-3)
 
 
 def test_a_student_can_begin_as_another(base):
