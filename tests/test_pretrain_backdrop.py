@@ -53,3 +53,10 @@ def test_the_teacher_is_also_taught_what_changes_from_one_half_second_to_the_nex
         monkeypatch.setattr(pretrain, "SEAM_WEIGHT", weight)
         losses.append(stage.loss(net, 0).item())
     assert losses[1] > 1.01 * losses[0] and losses[2] - losses[0] == pytest.approx(3 * (losses[1] - losses[0]), rel=1e-4)
+
+
+def test_a_teacher_that_goes_on_begins_with_the_shipped_weights_at_a_rate_that_leaves_them(clips, tmp_path):
+    anew, on = (pretrain.stage_of("teacher", tmp_path, warm=warm) for warm in (False, True))
+    net, known = on.make(), pretrain.shipped("teacher").state_dict()
+    assert all(torch.equal(value, known[name]) for name, value in net.state_dict().items()) and all(p.requires_grad for p in net.parameters())
+    assert on.rate(300) < anew.rate(300) and on.rate(20) == 5e-4

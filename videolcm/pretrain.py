@@ -86,6 +86,7 @@ NOISY_SHARE, NOISY = 0.1, 600  # of a batch from here on, besides the uniform re
 DROP_MAPS = 0.6  # text alone is the hardest of the four tasks
 OBJECT_WEIGHT = 3.0  # added to the loss where objects are
 NEAR = 700  # timesteps at which windows are looked at
+GOING_ON = {"lr": 5e-4, "warmup": 20, "ema": 0.99, "faster": {"frames.": 6.0}}  # of trained weights; their level of frames came last
 SEAM_WEIGHT = 3.0  # of what changes from one half second to the next and should not, or the other way round
 
 
@@ -299,7 +300,10 @@ def stage_of(name, runs, warm=False, **settings):
         stage = backdrop_stage(data, trained(runs, "text").encode, **settings)
     else:
         stage = shown_teacher_stage(data, runs, settings)
-    return replace(stage, make=lambda: copy.deepcopy(shipped(name)).requires_grad_(True)) if warm else stage
+    if not warm:
+        return stage
+    plan = GOING_ON if name == "teacher" else {}
+    return replace(stage, make=lambda: copy.deepcopy(shipped(name)).requires_grad_(True), **plan)
 
 
 def shown_teacher_stage(data, runs, settings):
