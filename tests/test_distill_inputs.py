@@ -126,7 +126,7 @@ def test_the_solver_guides_from_a_timestep_on():
     t, t_prev = torch.tensor([600, 124]), torch.tensor([475, 0])  # by way of 559 and 83
     between = solver_step(biased, SCHEDULE, x_t, t, torch.tensor([559, 83]), cond, null, torch.tensor([2.0, 0.0]))
     wanted = solver_step(biased, SCHEDULE, between, torch.tensor([559, 83]), t_prev, cond, null, 0)
-    torch.testing.assert_close(solver_step(biased, SCHEDULE, x_t, t, t_prev, cond, null, 2.0, 2, guided_above=570), wanted)
+    torch.testing.assert_close(solver_step(biased, SCHEDULE, x_t, t, t_prev, cond, null, 2.0, 2, guided=(570, 1000)), wanted)
 
 
 def pair_loss(student, target, skip, w=0, batch=512):

@@ -77,7 +77,18 @@ def test_what_the_judge_cannot_look_for_is_refused(tmp_path, said):
 
 
 @pytest.mark.parametrize(
-    "words", ["--count abc", "--count 0", "--count 2.5", "--guidance abc", "--guidance 99", "--guided-above 1000", "--guided-above 2.5"]
+    "words",
+    [
+        "--count abc",
+        "--count 0",
+        "--count 2.5",
+        "--guidance abc",
+        "--guidance 99",
+        "--guided 1000",
+        "--guided 2.5,3",
+        "--guided 5,5",
+        "--guided 0,1001",
+    ],
 )
 def test_bad_numbers_are_refused_before_anything_is_loaded(words, capsys):
     assert command_line.main(["evaluate", *words.split()]) == 2
@@ -117,11 +128,11 @@ def test_a_bad_file_is_refused(tmp_path, content):
     assert error.value.code == "E_INPUT"
 
 
-@pytest.mark.parametrize("sampler, guidance, above", [("lcm", 0.0, 0), ("ddim", 2.0, 0), ("ddim", 2.0, 600)])
-def test_clips_are_those_that_generate_makes(sampler, guidance, above):
+@pytest.mark.parametrize("sampler, guidance, between", [("lcm", 0.0, (0, 1000)), ("ddim", 2.0, (0, 1000)), ("ddim", 2.0, (600, 1000))])
+def test_clips_are_those_that_generate_makes(sampler, guidance, between):
     model = toybox()
     everywhere = clips(model, PROMPTS, (3, 4, 5), 2, sampler, guidance, frames=9, size=(128, 160))
-    model.info = replace(model.info, guided_above=above)
+    model.info = replace(model.info, guided=between)
     made = clips(model, PROMPTS, (3, 4, 5), 2, sampler, guidance, frames=9, size=(128, 160))
     assert made.shape == (3, 9, 128, 160, 3) and made.dtype == np.uint8
     for i, prompt in enumerate(PROMPTS):
@@ -129,7 +140,7 @@ def test_clips_are_those_that_generate_makes(sampler, guidance, above):
         *_, result = generate(model, request)
         apart = [np.abs(frames.astype(int) - result.frames).max() for frames in made]
         assert apart[i] <= 1 and all(value > 3 for j, value in enumerate(apart) if j != i)
-    assert np.array_equal(made, everywhere) == (above == 0)
+    assert np.array_equal(made, everywhere) == (between == (0, 1000))
 
 
 def test_rows_are_made_in_batches(monkeypatch):

@@ -247,12 +247,12 @@ def test_every_knob_is_an_argument():
     from videolcm.train_verbs import knobs_of
 
     knobs = Knobs(lora=4, guidance_range="0.5,3", two_time=True, accumulate=2, images=0.5, guidance=1.0, solver_steps=2, own=0.5)
-    knobs = replace(knobs, guided_above=500, object_weight=3.0, seam_weight=2.0, matching=0.3)
+    knobs = replace(knobs, guided="500,900", object_weight=3.0, seam_weight=2.0, matching=0.3)
     assert knobs_of(parser_of(VERBS).parse_args(["distill", *knobs.arguments()])) == knobs
     config = config_of(knobs, tiny.toybox("teacher"))
     assert (config.lora, config.w_range, config.two_time, config.inputs) == (4, (0.5, 3.0), True, ("w", "s"))
     assert (config.accumulate, config.solver_steps, config.share_own) == (2, 2, 0.5)
-    assert (config.guided_above, config.object_weight, config.seam_weight, config.matching) == (500, 3.0, 2.0, 0.3)
+    assert (config.guided, config.object_weight, config.seam_weight, config.matching) == ((500, 900), 3.0, 2.0, 0.3)
     assert (config.lr, config.optimiser, config.skips, config.guidance) == (Toybox.distilling["lr"], "muon", (100,), 1.0)
 
 
@@ -325,7 +325,7 @@ def test_the_paper_is_the_papers():
         ("E_NUMBER", {"accumulate": 0}),
         ("E_NUMBER", {"solver_steps": 0.5}),
         ("E_NUMBER", {"own": 2}),
-        *(("E_NUMBER", {"guided_above": value}) for value in (1000, -1, 2.5, True)),
+        *(("E_NUMBER", {"guided": value}) for value in ("1000", "-1,5", "2.5,9", "900,500", "0,1001", True)),
         ("E_NUMBER", {"object_weight": -1}),
         ("E_NUMBER", {"seam_weight": 101}),
         ("E_NUMBER", {"matching": -1}),

@@ -151,12 +151,12 @@ def test_a_manifest_with_a_wrong_name(folder):
         refused("E_CHECKPOINT", folder)
 
 
-def test_from_which_timestep_on_a_teacher_is_guided(folder):
-    assert load(folder, "teacher").info.guided_above == 0
-    edit(folder, lambda manifest: manifest.update(guided_above=500))
-    assert load(folder, "teacher").info.guided_above == 500
-    for bad in (-1, 1000, 2.5, "x", [], None):
-        edit(folder, lambda manifest, bad=bad: manifest.update(guided_above=bad))
+def test_at_which_timesteps_a_teacher_is_guided(folder):
+    assert load(folder, "teacher").info.guided == (0, 1000)
+    edit(folder, lambda manifest: manifest.update(guided=[500, 900]))
+    assert load(folder, "teacher").info.guided == (500, 900)
+    for bad in (500, [500], [-1, 9], [5, 5], [0, 1001], [0.5, 9], [5, "x"], "xy", None):
+        edit(folder, lambda manifest, bad=bad: manifest.update(guided=bad))
         refused("E_CHECKPOINT", folder)
 
 

@@ -305,7 +305,7 @@ def test_guidance_is_one_call_on_both_texts_with_the_same_maps(schedule):
 
 
 @pytest.mark.parametrize("w", [2.0, torch.tensor([0.5, 1.0, 2.0, 3.0])])
-def test_below_a_timestep_nothing_is_guided_nor_asked_for(schedule, w):
+def test_beyond_some_timesteps_nothing_is_guided_nor_asked_for(schedule, w):
     (cond, empty), x_t, t, asked = texts(4), torch.cat([randn(4), randn(5)])[:4], torch.tensor([999, 499, 500, 0]), []
     null = cond.null(empty)
 
@@ -315,9 +315,13 @@ def test_below_a_timestep_nothing_is_guided_nor_asked_for(schedule, w):
 
     everywhere, plain = guide(denoise, x_t, t, cond, null, w), guide(denoise, x_t, t, cond, null, 0)
     asked.clear()
-    some = guide(denoise, x_t, t, cond, null, w, above=500)
+    some = guide(denoise, x_t, t, cond, null, w, (500, 1000))
     assert asked == [[999, 499, 500, 0, 999, 500]]
+    middle = guide(denoise, x_t, t, cond, null, w, (0, 500))
+    assert asked.pop() == [999, 499, 500, 0, 499, 0]
+    close(middle[[1, 3]], everywhere[[1, 3]])
+    close(middle[[0, 2]], plain[[0, 2]])
     close(some[[0, 2]], everywhere[[0, 2]])
     close(some[[1, 3]], plain[[1, 3]])
-    close(guide(denoise, x_t, 499, cond, null, w, above=500), plain)
+    close(guide(denoise, x_t, 499, cond, null, w, (500, 1000)), plain)
     assert asked[1] == [499] * 4 and (everywhere - plain).abs().amax((1, 2, 3, 4)).min() > 1e-3

@@ -77,6 +77,16 @@ def range_of(text):
     return float(values[0]), float(values[1])
 
 
+def timesteps_of(text):
+    """ "500,900" as (500, 900), which are timesteps 500 <= t < 900; None stays None. AppError E_NUMBER."""
+    if text is None:
+        return None
+    values = [number(part) for part in one_line(text).split(",")]
+    if len(values) != 2 or any(not isinstance(value, int) for value in values) or not 0 <= values[0] < values[1] <= 1000:
+        raise AppError("E_NUMBER", name="guided", range="two ascending whole numbers from 0 to 1000 with a comma", given=text)
+    return values[0], values[1]
+
+
 def exit_code(run):
     """Call `run()`: 0, 2 with one line on stderr for an AppError, 130 for Ctrl-C."""
     try:

@@ -135,7 +135,7 @@ def batch_seconds(model, steps, sampler, size=(256, 256), frames=16, count=8):
         context, empty = model.encode_text([PROMPT] * count), model.encode_text([""])
     with watch("denoise"):
         noise = Noise(model.latent_shape(frames, *size), list(range(count)), model.device)
-        denoise = guided(model.denoise, empty, model.info.guidance if model.info.role == "teacher" else 0.0, model.info.guided_above)
+        denoise = guided(model.denoise, empty, model.info.guidance if model.info.role == "teacher" else 0.0, model.info.guided)
         *_, step = SAMPLERS[sampler](denoise, model.schedule, noise, Conditions(context), steps)
     with watch("decode"):
         clips = [to_frames(model.decode(one[None], frames)) for one in step.x0]
@@ -171,7 +171,8 @@ def table_1(student, teacher, report, rounds=3):
         slow = found["teacher, DDIM 50"]["total"]
         for name, seconds in found.items():
             model, steps, _ = plans[name]
-            guided_steps = (model.schedule.ddim_timesteps(steps) >= model.info.guided_above).sum() if model is teacher and model.info.guidance else 0
+            t, (low, high) = model.schedule.ddim_timesteps(steps), model.info.guided
+            guided_steps = ((t >= low) & (t < high)).sum() if model is teacher and model.info.guidance else 0
             calls = 8 * int(steps + guided_steps)
             rows.append(
                 {"size": shape, "clips": name}

@@ -21,7 +21,7 @@ from .lora import merged, with_adapters
 from .matching import ALONE, FASTER, Matched, draw_matching, matching_losses
 from .models import write_student as write_denoiser
 from .processes import sharded, world
-from .schedule import consistency, guide, jump
+from .schedule import EVERYWHERE, consistency, guide, jump
 from .training import Stage, averaged_weights, checkpointed, fill, generator
 
 FREE_OF = 12  # clips of the plain world for one free scene to be rendered, which takes eight times as long
@@ -47,7 +47,7 @@ class DistillConfig:
     lora: int | None = None  # rank of the adapters that learn in place of the weights
     w_range: tuple[float, float] | None = None  # w drawn from here and told to it (T2V-Turbo, arXiv 2405.18750)
     share_own: float = 0.0  # of a batch, with two_time: see `own_beginnings`; paper: 0
-    guided_above: int = 0  # the teacher is guided from this timestep on; paper: everywhere
+    guided: tuple[int, int] = EVERYWHERE  # the timesteps low <= t < high at which the teacher is guided; paper: everywhere
     object_weight: float = 0.0  # added to the loss where objects are, whose places cached clips know; paper: 0
     seam_weight: float = 0.0  # of what pictures change by where latent frames meet (`VideoModel.seams`); paper: 0
     matching: float = 0.0  # weight of the loss of `matching_losses` beside Eq. 2's; paper: 0
@@ -97,7 +97,7 @@ def distill_stage(teacher, clips, config, checkpointing=False, shared=False, beg
         if own is not None:
             x_t = own_beginnings(average, teacher.schedule, x_t, eps, t, cond, own)
         weight = object_weight(clips.arrays["ids"][chosen], x0.shape[2:], config.object_weight)[part].to(x0) if config.object_weight else 1.0
-        null, solver = cond.null(empty), {"guided_above": config.guided_above}
+        null, solver = cond.null(empty), {"guided": config.guided}
 
         def distance(made, goal):
             apart = pseudo_huber(made, goal, config.huber, weight)
@@ -231,18 +231,18 @@ def consistency_loss(student, target, teacher, schedule, x0, cond, null, w, gene
 
 
 def consistency_pair_loss(
-    student, target, teacher, schedule, x_t, t, t_prev, cond, null, w, c=1e-3, s=None, distance=None, solver_steps=1, guided_above=0
+    student, target, teacher, schedule, x_t, t, t_prev, cond, null, w, c=1e-3, s=None, distance=None, solver_steps=1, guided=EVERYWHERE
 ):
     """Eq. 2 for given noised latents x_t (B, C, F, h, w) and timesteps t > t_prev (B,): a scalar, float32. w: a number or (B,).
 
     With s (B,), each s <= t_prev, the student answers for where its trajectory passes s: that answer and what the target makes of x_prev
     (`jump`) are compared as the x0 that both mean, so that a short way, which changes x_t little, weighs as much as a long one.
-    `solver_steps`: of the teacher from t to t_prev, `guided_above` as `above` of `guide`.
+    `solver_steps`: of the teacher from t to t_prev, `guided` as `between` of `guide`.
     `distance`: (the student's x0, what it should be) -> a scalar, where it is not `pseudo_huber` with c.
     """
     told = cond if s is None else cond.towards(s)
     with torch.no_grad():
-        x_prev = solver_step(teacher, schedule, x_t, t, t_prev, cond, null, w, solver_steps, guided_above)
+        x_prev = solver_step(teacher, schedule, x_t, t, t_prev, cond, null, w, solver_steps, guided)
         if s is None:
             goal = consistency(target, schedule, x_prev, t_prev, cond)
         else:
@@ -252,7 +252,7 @@ def consistency_pair_loss(
     return distance(made, goal) if distance else pseudo_huber(made, goal, c)
 
 
-def solver_step(teacher, schedule, x_t, t, t_prev, cond, null, w, steps=1, guided_above=0):
+def solver_step(teacher, schedule, x_t, t, t_prev, cond, null, w, steps=1, guided=EVERYWHERE):
     """Where the guided teacher goes from x_t at t: x_prev at t_prev, float32, by DDIM steps, each one call on a batch of 2 B.
 
     Each step is twice as long as the one before it: where x_t is noise alone, the first tells nothing of what the clip will be, and over a long one
@@ -262,7 +262,7 @@ def solver_step(teacher, schedule, x_t, t, t_prev, cond, null, w, steps=1, guide
     x, at = x_t, t
     for left in range(steps, 0, -1):
         # Eq. 5 in x0 form
-        x0 = guide(teacher, x, at, cond, null, w, guided_above)
+        x0 = guide(teacher, x, at, cond, null, w, guided)
         to = at - (at - t_prev) // (2**left - 1)
         # Eq. 4: x_prev = x_t + Psi(x_t, t, t_prev, c)
         x, at = schedule.ddim_step(x, x0, at, to), to

@@ -66,7 +66,7 @@ def clips(model, prompts, seeds, steps, sampler, guidance=0.0, frames=16, size=(
     `generate` gives."""
     context, empty = model.encode_text(list(prompts)), model.encode_text([""])
     noise = Noise(model.latent_shape(frames, *size), list(seeds), model.device)
-    denoise = guided(model.denoise, empty, guidance, model.info.guided_above)
+    denoise = guided(model.denoise, empty, guidance, model.info.guided)
     for step in SAMPLERS[sampler](denoise, model.schedule, noise, Conditions(context), steps, **knobs):
         latents = step.x0
     return np.stack([to_frames(model.decode(one[None], frames)) for one in latents])

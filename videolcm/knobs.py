@@ -6,7 +6,7 @@ nothing about processes, files or networks.
 
 from dataclasses import dataclass, fields, replace
 
-from .arguments import between, positive, range_of, skips_of
+from .arguments import between, positive, range_of, skips_of, timesteps_of
 from .errors import AppError, one_line
 
 CONDITIONS = ("text", "depth", "sketch", "masked")
@@ -14,7 +14,7 @@ OPTIMISERS = ("adamw", "muon")
 PRESETS = {  # what they change of Knobs' defaults; in minutes two cores do so many iterations, and the rate comes to its end
     "one minute look": {"iterations": 36, "batch": 8, "minutes": 1, "clips": 50, "preview_every": 20},
     "ten minutes": {"iterations": 180, "batch": 16, "minutes": 10, "clips": 200},
-    "paper": {"iterations": 4000, "lr": 1e-5, "ema": 0.95, "guidance": 9.0, "guided_above": 0, "skip": "20", "huber": 1e-3, "optimiser": "adamw"},
+    "paper": {"iterations": 4000, "lr": 1e-5, "ema": 0.95, "guidance": 9.0, "guided": "0,1000", "skip": "20", "huber": 1e-3, "optimiser": "adamw"},
 }
 
 
@@ -42,7 +42,7 @@ class Knobs:
     accumulate: int = 1
     solver_steps: int = 1  # of the teacher for each of a skip
     own: float = 0.0  # share of a batch that begins where the student goes itself
-    guided_above: int | None = None  # the timestep from which on the teacher is guided
+    guided: str | None = None  # "LOW,HIGH": the timesteps at which the teacher is guided
     object_weight: float = 0.0  # added to the loss where objects are
     seam_weight: float = 0.0  # of what pictures change by where half seconds meet
     matching: float = 0.0  # weight of distribution matching in the loss
@@ -60,14 +60,13 @@ class Knobs:
         object.__setattr__(self, "seed", int(self.seed))
         if not isinstance(self.two_time, bool):
             raise AppError("E_NUMBER", name="two_time", range="true or false", given=self.two_time)
-        for name, least, most in (("lora", 1, 1024), ("guided_above", 0, 999)):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, positive(getattr(self, name), name, most, least))
+        if self.lora is not None:
+            object.__setattr__(self, "lora", positive(self.lora, "lora", 1024))
         if self.optimiser not in (None, *OPTIMISERS):
             raise AppError("E_OPTIMISER", given=self.optimiser, known=", ".join(OPTIMISERS))
         if self.skip is not None:
             skips_of(self.skip)
-        conditions_of(self.conditions), range_of(self.guidance_range)
+        conditions_of(self.conditions), range_of(self.guidance_range), timesteps_of(self.guided)
 
     def arguments(self):
         """The knobs as a command line."""
@@ -95,14 +94,14 @@ def config_of(knobs, teacher):
     """What the knobs leave open is decided by the teacher."""
     from .distill import DistillConfig
 
-    own = DistillConfig(**{"guidance": teacher.info.guidance, "guided_above": teacher.info.guided_above, **teacher.distilling})
+    own = DistillConfig(**{"guidance": teacher.info.guidance, "guided": teacher.info.guided, **teacher.distilling})
     asked = {
         "lr": knobs.lr,
         "optimiser": knobs.optimiser,
         "guidance": knobs.guidance,
         "skips": knobs.skip and skips_of(knobs.skip),
         "huber": knobs.huber,
-        "guided_above": knobs.guided_above,
+        "guided": timesteps_of(knobs.guided),
     }
     return replace(
         own,

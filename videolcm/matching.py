@@ -11,7 +11,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from .schedule import CLEAN, consistency, guide, jump
+from .schedule import CLEAN, EVERYWHERE, consistency, guide, jump
 
 WAYS = (1, 2, 4)  # steps of the ways to videos that are matched
 LAST = 20  # timesteps before pure noise, where there is nothing left to tell apart
@@ -49,7 +49,7 @@ def draw(below, generator):
     return int(torch.randint(below, (), generator=generator))
 
 
-def matching_losses(student, fake, score, teacher, schedule, way, drawn, cond, null, w, guided_above=0):
+def matching_losses(student, fake, score, teacher, schedule, way, drawn, cond, null, w, guided=EVERYWHERE):
     """(loss of the student, loss of fake), scalars, float32, for what `draw_matching` drew; `score` is fake's average.
 
     The student's gradient by its x0 is (score's x0 - the guided teacher's) at its result, noised, over how far the teacher's is from the
@@ -67,7 +67,7 @@ def matching_losses(student, fake, score, teacher, schedule, way, drawn, cond, n
     made = schedule.ddim_step(x_t, x0.detach(), t, s)  # x_s
     with torch.no_grad():
         noised = schedule.add_noise_from(made, noise, s, at)
-        real = guide(teacher, noised, at, cond, null, w, guided_above)
+        real = guide(teacher, noised, at, cond, null, w, guided)
         pull = (score(noised, at, cond).float() - real) / (x0 - real).abs().mean((1, 2, 3, 4), keepdim=True)
     noised = schedule.add_noise_from(made, noise_too, s, at_too)
     goal, weight = schedule.x0_of_renoised(noised, made, s, at_too)

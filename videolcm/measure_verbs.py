@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from textwrap import fill
 
-from .arguments import number, positive, refuse, report
+from .arguments import number, positive, refuse, report, timesteps_of
 from .errors import AppError
 
 
@@ -25,7 +25,7 @@ def evaluate_arguments(parser):
     parser.add_argument("--steps", default="1,2,4,8", metavar="LIST", help="the student's steps (default: 1,2,4,8)")
     parser.add_argument("--teacher-steps", default="50,8,4", metavar="LIST", help="the teacher's DDIM steps, the reference first (default: 50,8,4)")
     parser.add_argument("--guidance", type=number, metavar="W", help="the teacher's w (default: its own)")
-    parser.add_argument("--guided-above", type=number, metavar="T", help="the timestep from which on the teacher is guided (default: its own)")
+    parser.add_argument("--guided", metavar="LOW,HIGH", help="the teacher is guided at timesteps from LOW to below HIGH (default: its own)")
     parser.add_argument("--sampler", metavar="NAME", help="of the students, for text: lcm or tcd (default: lcm; tcd, gamma 0 for a two-time map)")
     parser.add_argument("--gamma", type=number, metavar="G", help="randomness of tcd, 0 to 1 (default: the model's own: 0.3, of a two-time map 0)")
     parser.add_argument("--student-guidance", type=number, metavar="W", help="w of a student that takes it as an input (default: its own)")
@@ -47,7 +47,7 @@ def run_evaluate(args):
     from .video import require_files
 
     count, guidance = positive(args.count, "count"), within(args.guidance, 0, 30, "E_GUIDANCE")
-    above = None if args.guided_above is None else positive(args.guided_above, "guided-above", 999, least=0)
+    guided = timesteps_of(args.guided)
     goals = read_prompts(args.prompts, count, positive(args.seeds, "seeds", 100))
     if licence_of(args.model):
         report(licence_of(args.model))
@@ -59,7 +59,7 @@ def run_evaluate(args):
     )
     require_files({"--worst": args.worst, "--plot": args.plot})
     students, teacher = students_of(args), models.load(args.model, role="teacher")
-    asked = {"guidance": guidance, "guided_above": above}
+    asked = {"guidance": guidance, "guided": guided}
     teacher.info = replace(teacher.info, **{name: value for name, value in asked.items() if value is not None})
     if text:
         how = sampler_of(args.sampler, args.gamma)

@@ -166,7 +166,7 @@ def made(model, request, prepare):
     with watch("text"):
         cond, empty = (prepare or encode_prompt)(model, request)
     yield Progress("text", 1, 1)
-    denoise_guided, maps, remarks = guided(denoise, empty, request.guidance, model.info.guided_above), {}, ()
+    denoise_guided, maps, remarks = guided(denoise, empty, request.guidance, model.info.guided), {}, ()
     if model.info.w_range:  # the student does by itself what guidance did for its teacher
         denoise_guided, cond = denoise, cond.with_w(request.guidance)
     if request.task != "text":

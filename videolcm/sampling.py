@@ -14,7 +14,7 @@ from numbers import Integral
 import torch
 
 from .errors import AppError
-from .schedule import consistency, guide, per_sample
+from .schedule import EVERYWHERE, consistency, guide, per_sample
 
 GAMMA = 0.3  # of sample_tcd, as TCD's authors and diffusers have it
 START = 999  # the timestep that every sampler begins at, whatever the number of steps
@@ -129,12 +129,12 @@ def sample_tcd(denoise, schedule, noise, cond, steps, gamma=GAMMA):
 SAMPLERS = {"lcm": sample_lcm, "tcd": sample_tcd, "ddim": sample_ddim}
 
 
-def guided(denoise, empty, w, above=0):
+def guided(denoise, empty, w, between=EVERYWHERE):
     """A denoiser with the guidance of Eq. 5 inside: one call on a batch twice as large, none of it if w = 0.
 
-    `empty` (1, L, D) is the context that stands for no text (or a negative one); maps stay in both halves. w and above as in `schedule.guide`.
+    `empty` (1, L, D) is the context that stands for no text (or a negative one); maps stay in both halves. w and `between` as in `schedule.guide`.
     """
-    return lambda x_t, t, cond: guide(denoise, x_t, t, cond, cond.null(empty), w, above)
+    return lambda x_t, t, cond: guide(denoise, x_t, t, cond, cond.null(empty), w, between)
 
 
 @torch.no_grad()

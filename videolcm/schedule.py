@@ -14,6 +14,7 @@ from .errors import AppError
 SOLVER_STEPS = 50  # points of the solver's grid 19, 39 ... 999 that LCM steps are chosen from (VGen and diffusers agree)
 LCM_LIMIT = 8  # more steps than this gain nothing over the grid: use DDIM
 POWERS = {"scaled_linear": 2, "linear": 1}  # diffusers' names for how betas grow
+EVERYWHERE = (0, 1000)  # timesteps low <= t < high: all of them
 CLEAN = -1  # the timestep after the last one: alpha 1, sigma 0
 
 
@@ -222,9 +223,10 @@ def jump(denoise, schedule, x_t, t, s, cond):
     return schedule.ddim_step(x_t, consistency(denoise, schedule, x_t, t, cond.towards(s)), t, s)
 
 
-def guide(denoise, x_t, t, cond, null, w, above=0):
-    """Eq. 5 in x0 form: x0 (B, ...), float32, by one call on a batch of 2 B; w = 0 calls on `cond` alone, and so do samples with t < `above`,
-    which then are no part of the second half (guidance in a limited interval of noise: Kynkäänniemi et al., arXiv 2404.07724).
+def guide(denoise, x_t, t, cond, null, w, between=EVERYWHERE):
+    """Eq. 5 in x0 form: x0 (B, ...), float32, by one call on a batch of 2 B; w = 0 calls on `cond` alone, and so do samples whose t is not
+    low <= t < high of `between`, which then are no part of the second half (guidance in a limited interval of noise: Kynkäänniemi et al., arXiv
+    2404.07724).
 
     `null` is `cond` with another text. w, a number or (B,), is the paper's: the usual guidance scale is 1 + w. A DDIM step is affine in x0
     for fixed x_t, so guiding x0 is guiding the step, eps or v, and needs no division by alpha.
@@ -234,13 +236,15 @@ def guide(denoise, x_t, t, cond, null, w, above=0):
         w = as_column(w, x_t)  # (B, 1, 1, 1, 1)
     elif w == 0:
         return denoise(x_t, t, cond).float()
-    some = (t >= above).nonzero()[:, 0] if above else slice(None)  # of the batch: (n,) that are guided
+    (low, high), some = between, slice(None)
+    if between != EVERYWHERE:
+        some = ((t >= low) & (t < high)).nonzero()[:, 0]  # of the batch: (n,) that are guided
     told = cond.cat(null.map(lambda value: value[some]))
     x0, x0_null = denoise(torch.cat([x_t, x_t[some]]), torch.cat([t, t[some]]), told).float().tensor_split([len(x_t)])  # (B, ...), (n, ...)
     w = w[some] if torch.is_tensor(w) else w
     # Eq. 5: x0 = x0_c + w (x0_c - x0_null)
     x0_guided = x0[some] + w * (x0[some] - x0_null)
-    return x0.index_copy(0, some, x0_guided) if above else x0_guided
+    return x0_guided if between == EVERYWHERE else x0.index_copy(0, some, x0_guided)
 
 
 def per_sample(t, like):

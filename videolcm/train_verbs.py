@@ -107,10 +107,10 @@ def distill_arguments(parser):
         help="with --two-time: share of a batch that begins where the student goes from noise (default: 0)",
     )
     knob(
-        "--guided-above",
-        type=number,
-        metavar="T",
-        help="the teacher is guided from this timestep on, 0 to 999; below, guidance mostly flickers (default: the teacher's own; the paper: 0)",
+        "--guided",
+        metavar="LOW,HIGH",
+        help="the teacher is guided at timesteps from LOW to below HIGH, of 0 to 1000; below, guidance flickers, above, all floors become alike "
+        "(default: the teacher's own; the paper: 0,1000)",
     )
     knob("--object-weight", type=number, metavar="X", help="added to the loss where toys are, which rendered clips know (default: 0)")
     knob("--seam-weight", type=number, metavar="X", help="toybox: of what pictures change by where half seconds meet (default: 0)")

@@ -14,6 +14,7 @@ import torch
 from .. import memory, sources
 from ..checkpoint import misfits, read_weights, sha256_of
 from ..errors import AppError
+from ..schedule import EVERYWHERE
 from ..sources import ASSETS, SOURCES  # noqa: F401  where the shipped models lie is known from here too
 from ..students import students
 from .base import TASKS, ModelInfo, VideoModel
@@ -159,13 +160,19 @@ def manifest_of(folder):
         raise AppError("E_CHECKPOINT", given="manifest.json") from error
 
 
+def is_interval(guided):
+    """Whether this is (low, high) with 0 <= low < high <= 1000."""
+    return len(guided) == 2 and guided[0] in range(1000) and guided[1] in range(guided[0] + 1, 1001)
+
+
 def facts_of(manifest):
-    """tasks, guidance, fps and, where the manifest says it, guided_above of a ModelInfo. KeyError, TypeError or AppError E_CHECKPOINT for a manifest
+    """tasks, guidance, fps and, where the manifest says it, guided of a ModelInfo. KeyError, TypeError or AppError E_CHECKPOINT for a manifest
     that lacks the others or says what cannot be."""
-    tasks, guidance, fps, above = tuple(manifest["tasks"]), manifest["guidance"], manifest["fps"], manifest.get("guided_above", 0)
-    if not set(tasks) <= set(TASKS) or not 0 <= guidance <= 30 or not 1 <= fps <= 60 or above not in range(1000):
+    tasks, guidance, fps = tuple(manifest["tasks"]), manifest["guidance"], manifest["fps"]
+    guided = tuple(manifest.get("guided", EVERYWHERE))
+    if not set(tasks) <= set(TASKS) or not 0 <= guidance <= 30 or not 1 <= fps <= 60 or not is_interval(guided):
         raise AppError("E_CHECKPOINT", given="manifest.json")
-    return {"tasks": tasks, "guidance": guidance, "fps": fps, "guided_above": above}
+    return {"tasks": tasks, "guidance": guidance, "fps": fps, "guided": guided}
 
 
 def read_manifest(folder):

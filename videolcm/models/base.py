@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import torch
 
+from ..schedule import EVERYWHERE
+
 TASKS = ("text", "depth", "sketch", "inpaint")
 
 
@@ -77,7 +79,7 @@ class ModelInfo:
     sha256: str  # of the manifest: goes into every clip's settings
     words: frozenset[str] | None = None  # the vocabulary of a closed world, None where any word goes
     w_range: tuple[float, float] | None = None  # of a student that takes w as an input; `guidance` is its usual one
-    guided_above: int = 0  # the timestep from which on a teacher is guided
+    guided: tuple[int, int] = EVERYWHERE  # the timesteps low <= t < high at which a teacher is guided
     two_time: bool = False  # whether it is told the timestep that its answer is for, so that tcd with gamma 0 suits it
 
     def taking(self, w_range):
