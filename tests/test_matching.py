@@ -11,13 +11,14 @@ import tiny
 import torch
 
 from videolcm import models
-from videolcm.distill import DistillConfig, distill_stage, finished_student, student_net, write_student
+from videolcm.distill import DistillConfig, carried, distill_stage, finished_student, student_net, write_student
 from videolcm.errors import AppError
 from videolcm.matching import LAST, draw_matching, matching_losses
 from videolcm.models.base import Conditions
+from videolcm.models.denoiser import Denoiser
 from videolcm.sampling import sample_lcm, sample_tcd
 from videolcm.schedule import CLEAN, Schedule
-from videolcm.train_verbs import distill_namespace, run_distill
+from videolcm.train_verbs import beginning, distill_namespace, run_distill
 from videolcm.training import train
 
 SCHEDULE = Schedule()
@@ -168,14 +169,41 @@ def test_a_student_can_begin_as_another(base):
     known = models.load(base, "teacher", device="cpu", dtype="float32")
     begin = copy.deepcopy(student_net(known, CONFIG))
     tiny.awake(begin, 5)
-    made = student_net(known, CONFIG, begin)
+    made = student_net(known, CONFIG, begin.state_dict())
     assert all(torch.equal(value, begin.state_dict()[name]) for name, value in made.state_dict().items())
-    assert torch.equal(distill_stage(known, tiny.clips(), CONFIG, begin=begin).make().student.told.weight, begin.told.weight)
+    assert torch.equal(distill_stage(known, tiny.clips(), CONFIG, begin=begin.state_dict()).make().student.told.weight, begin.told.weight)
     with pytest.raises(AppError, match="E_RESUME"):
-        student_net(known, replace(CONFIG, two_time=False), begin)
+        student_net(known, replace(CONFIG, two_time=False), begin.state_dict())
 
 
-@pytest.mark.parametrize("words", ["--two-time --matching 1 --shard", "--begin toybox --lora 4", "--two-time --matching -1"])
+def test_a_student_follows_a_teacher_that_has_learned_more(base):
+    """Also where the teacher has grown; what the student alone has stays as it is."""
+    now = models.load(base, "teacher", device="cpu", dtype="float32")
+    before = Denoiser(replace(tiny.DENOISER, frames_depth=0))
+    student = copy.deepcopy(before).with_inputs(("s",))
+    tiny.awake(before, 1), tiny.awake(student, 2)
+    made, new = carried(student, before, now.denoiser), now.denoiser.state_dict()
+    net, old, mine = student_net(now, CONFIG, made).state_dict(), before.state_dict(), student.state_dict()
+    for name, value in net.items():
+        if name in old:
+            torch.testing.assert_close(value - mine[name], new[name] - old[name], rtol=0, atol=1e-5)
+        else:
+            assert torch.equal(value, new[name] if "frames" in name else mine[name])
+    assert any(name not in old and "frames" in name for name in net) and not torch.equal(net["patch.weight"], mine["patch.weight"])
+
+
+def test_what_a_student_begins_as_is_named_on_the_command_line(base, tmp_path, monkeypatch):
+    """Of its own teacher it is that student; of one that is the teacher itself nothing is added."""
+    known, begun = models.load(base, "teacher", device="cpu", dtype="float32"), {}
+    student = tiny.awake(student_net(known, CONFIG), 5)
+    write_student(tmp_path, str(base), student, 1, CONFIG)
+    for since in (None, str(base)):
+        begun[since] = beginning(replace(CONFIG, begin=str(tmp_path), since=since), known)
+    assert all(torch.equal(value, begun[None][name]) for name, value in begun[str(base)].items())
+    assert torch.equal(begun[None]["told.weight"], student.told.weight.half().float())
+
+
+@pytest.mark.parametrize("words", ["--two-time --matching 1 --shard", "--begin toybox --lora 4", "--two-time --matching -1", "--since toybox"])
 def test_what_does_not_go_together_is_refused(words, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(AppError):

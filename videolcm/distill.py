@@ -52,6 +52,7 @@ class DistillConfig:
     seam_weight: float = 0.0  # of what pictures change by where latent frames meet (`VideoModel.seams`); paper: 0
     matching: float = 0.0  # weight of the loss of `matching_losses` beside Eq. 2's; paper: 0
     begin: str | None = None  # the student that it begins as, by its name; the teacher, if None
+    since: str | None = None  # the teacher of that student, by its name, if it is not this one: see `carried`
     two_time: bool = False  # to every s < t in place of 0 alone (CTM, arXiv 2310.02279; TCD, arXiv 2402.19159): see `jump`
 
     @property
@@ -61,8 +62,8 @@ class DistillConfig:
 
 
 def distill_stage(teacher, clips, config, checkpointing=False, shared=False, begin=None):
-    """The Stage that trains a student of `teacher` (a VideoModel) on cached `clips`. The target, theta*, is what should be shipped. `begin` is a
-    denoiser that the student begins as, the teacher's otherwise.
+    """The Stage that trains a student of `teacher` (a VideoModel) on cached `clips`. The target, theta*, is what should be shipped. `begin` are
+    the weights that the student begins with, the teacher's otherwise.
 
     What is drawn is drawn for the whole update, of which each process makes its parts. `checkpointing` computes the inside of blocks twice in
     place of remembering it; `shared`: no process holds a whole network that computes. AppError E_INPUTS, E_SEAMS.
@@ -140,15 +141,23 @@ def distill_stage(teacher, clips, config, checkpointing=False, shared=False, beg
 
 def student_net(teacher, config, begin=None):
     """The network that a student begins as, float32: the teacher's with whatever the config adds, which changes nothing yet, or with the weights
-    of `begin`, which has no adapters. AppError E_INPUTS, E_RESUME."""
+    `begin`, without adapters. AppError E_INPUTS, E_RESUME."""
     net = copy.deepcopy(teacher.denoiser).float().requires_grad_(True)
     if config.inputs and not hasattr(net, "with_inputs"):
         raise AppError("E_INPUTS", given=teacher.info.name)
     net = with_adapters(net, config.lora) if config.lora else net
     net = net.with_inputs(config.inputs) if config.inputs else net
     if begin is not None:
-        fill(net, begin.state_dict())
+        fill(net, begin)
     return net
+
+
+def carried(student, before, teacher):
+    """The weights of `student`, for a student of `teacher` to begin with, which its own teacher `before` has become by training on: what it has
+    learned since is added (task arithmetic, arXiv 2212.04089), and what only it has is taken over. All three are networks."""
+    known, old, new = ({name: value.float().cpu() for name, value in net.state_dict().items()} for net in (student, before, teacher))
+    learned = {name: new[name] - old[name] for name in old if name in new and new[name].shape == old[name].shape}
+    return {**new, **{name: value + learned.get(name, 0) for name, value in known.items()}}
 
 
 def trained_net(teacher, config, begin=None):

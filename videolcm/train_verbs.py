@@ -121,6 +121,9 @@ def distill_arguments(parser):
         help="weight of distribution matching in the loss, which wants clips as likely as the teacher's (default: 0)",
     )
     parser.add_argument("--begin", metavar="REF", help="a student of this teacher, to begin as it (default: as the teacher)")
+    parser.add_argument(
+        "--since", metavar="REF", help="the teacher that --begin is a student of, if this one was trained on since: what it learned then is added"
+    )
     knob("--seed", type=number, metavar="N", help="of batches and noise (default: 0)")
     parser.add_argument("--out", type=Path, default=Path("runs/student"), metavar="DIR", help="student folder (default: runs/student)")
     knob("--conditions", metavar="LIST", help="what the student learns to follow (default: all)")
@@ -154,6 +157,7 @@ def run_distill(args):
         (args.own and not args.two_time, "--own is for --two-time"),
         (args.matching and args.shard, "--shard has no --matching"),
         (args.begin and args.lora is not None, "--begin has no --lora"),
+        (args.since and not args.begin, "--since is for --begin"),
         (args.shard and args.optimiser == "muon", "--shard takes --optimiser adamw alone"),
         (args.shard and args.preview_every, "with --shard no process has a whole network for --preview-every"),
     )
@@ -195,7 +199,7 @@ def distil(args, worker):
     with together(), warnings_to(worker):
         teacher = models.load(args.teacher, role="teacher", device=device_of(args.device, os.environ), dtype=args.dtype)
         config, reached = config_of(knobs_of(args), teacher), {}
-        config = replace(config, conditions=possible(config.conditions, teacher), begin=args.begin)
+        config = replace(config, conditions=possible(config.conditions, teacher), begin=args.begin, since=args.since)
         config = replace(config, optimiser="adamw") if args.shard else config
         if is_own(args.data):
             from .own_clips import followed
@@ -245,14 +249,13 @@ def tell(line):
 
 def train_student(args, teacher, config, worker):
     """The training itself, between clips that others make; returns what `train_and_report` does, {} if only the student was still missing."""
-    from . import models
     from .distill import distill_stage, student_info, student_iteration, write_student
     from .lease import Lease
     from .previews import Previews
     from .students import jobs_folder
 
     clips = after_the_first(lambda: clips_of(args, teacher, worker, config.conditions))
-    begin = models.load(config.begin, "student", device="cpu", dtype="float32").denoiser if config.begin and not args.resume else None
+    begin = beginning(config, teacher) if config.begin and not args.resume else None
     stage, turn = distill_stage(teacher, clips, config, args.checkpointing, args.shard, begin), Lease(jobs_folder()).turn
     if args.preview_every:
         previews = Previews(teacher, student_info(teacher.info, config), turn)
@@ -269,6 +272,17 @@ def train_student(args, teacher, config, worker):
         if error.code != "E_DONE" or rank() == 0 and student_iteration(args.out) == config.iterations:
             raise
         return {}
+
+
+def beginning(config, teacher):
+    """The weights of the student that the config begins as."""
+    from . import models
+    from .distill import carried
+
+    student = models.load(config.begin, "student", device="cpu", dtype="float32").denoiser
+    if config.since is None:
+        return student.state_dict()
+    return carried(student, models.load(config.since, "teacher", device="cpu", dtype="float32").denoiser, teacher.denoiser)
 
 
 def is_own(data):
