@@ -198,7 +198,7 @@ def test_what_a_student_begins_as_is_named_on_the_command_line(base, tmp_path, m
     student = tiny.awake(student_net(known, CONFIG), 5)
     write_student(tmp_path, str(base), student, 1, CONFIG)
     for since in (None, str(base)):
-        begun[since] = beginning(replace(CONFIG, begin=str(tmp_path), since=since), known)
+        begun[since] = beginning(replace(CONFIG, begin=str(tmp_path), since=since), str(base))
     assert all(torch.equal(value, begun[None][name]) for name, value in begun[str(base)].items())
     assert torch.equal(begun[None]["told.weight"], student.told.weight.half().float())
 

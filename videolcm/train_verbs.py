@@ -255,7 +255,7 @@ def train_student(args, teacher, config, worker):
     from .students import jobs_folder
 
     clips = after_the_first(lambda: clips_of(args, teacher, worker, config.conditions))
-    begin = beginning(config, teacher) if config.begin and not args.resume else None
+    begin = beginning(config, args.teacher) if config.begin and not args.resume else None
     stage, turn = distill_stage(teacher, clips, config, args.checkpointing, args.shard, begin), Lease(jobs_folder()).turn
     if args.preview_every:
         previews = Previews(teacher, student_info(teacher.info, config), turn)
@@ -275,14 +275,15 @@ def train_student(args, teacher, config, worker):
 
 
 def beginning(config, teacher):
-    """The weights of the student that the config begins as."""
+    """The weights, float32, of the student that the config begins as; `teacher` is a ref."""
     from . import models
     from .distill import carried
 
-    student = models.load(config.begin, "student", device="cpu", dtype="float32").denoiser
-    if config.since is None:
-        return student.state_dict()
-    return carried(student, models.load(config.since, "teacher", device="cpu", dtype="float32").denoiser, teacher.denoiser)
+    def denoiser(ref, role):
+        return models.load(ref, role, device="cpu", dtype="float32").denoiser
+
+    student = denoiser(config.begin, "student")
+    return carried(student, denoiser(config.since, "teacher"), denoiser(teacher, "teacher")) if config.since else student.state_dict()
 
 
 def is_own(data):
