@@ -12,8 +12,8 @@ from .errors import AppError, one_line
 CONDITIONS = ("text", "depth", "sketch", "masked")
 OPTIMISERS = ("adamw", "muon")
 PRESETS = {  # what they change of Knobs' defaults; in minutes two cores do so many iterations, and the rate comes to its end
-    "one minute look": {"iterations": 36, "batch": 8, "minutes": 1, "clips": 50, "preview_every": 20},
-    "ten minutes": {"iterations": 180, "batch": 16, "minutes": 10, "clips": 200},
+    "one minute look": {"iterations": 18, "batch": 8, "minutes": 1, "clips": 50, "preview_every": 20},
+    "ten minutes": {"iterations": 90, "batch": 16, "minutes": 10, "clips": 200},
     "paper": {"iterations": 4000, "lr": 1e-5, "ema": 0.95, "guidance": 9.0, "guided": "0,1000", "skip": "20", "huber": 1e-3, "optimiser": "adamw"},
 }
 

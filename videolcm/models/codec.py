@@ -205,8 +205,8 @@ def over_frames(conv, x, frames):
     conv's channels. Frames are rows of a picture, each place of a frame is a column, so nothing three times as wide is made."""
     clip = x.movedim(1, -1).unflatten(0, (-1, frames)).flatten(2, 3)  # (B, F, h w, C)
     clip = torch.cat([clip[:, :1], clip, clip[:, -1:]], 1).movedim(-1, 1)  # (B, C, F + 2, h w)
-    weight = conv.weight.unflatten(1, (3, -1)).movedim(1, 2)  # (C, C, 3, 1)
-    mixed = F.conv2d(clip, weight.flatten(3), conv.bias)  # (B, C, F, h w)
+    weight = conv.weight.unflatten(1, (3, -1)).movedim(1, 2).flatten(3).contiguous()  # (C, C, 3, 1)
+    mixed = F.conv2d(clip, weight, conv.bias)  # (B, C, F, h w)
     return mixed.movedim(1, -1).unflatten(2, x.shape[2:]).flatten(0, 1).movedim(-1, 1)
 
 
