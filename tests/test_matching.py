@@ -155,14 +155,14 @@ def test_processes_can_share_it():
 def test_what_is_not_told_apart_at_first_is_heard_little_by_little():
     known, losses = tiny.toybox("teacher"), {}
     stage = distill_stage(known, tiny.clips(), CONFIG)
-    net = tiny.awake(stage.make())
+    net = tiny.awake(stage.make(), 1)
     for weight in (1.0, 2.0, 4.0):
         stage = distill_stage(known, tiny.clips(), replace(CONFIG, iterations=40, matching=weight))
         losses[weight] = [stage.loss(net, net, iteration).item() for iteration in (0, 5, 30)]
     first, early, late = ([high - low for low, high in ((row[0], row[1]), (row[1], row[2]))] for row in zip(*losses.values(), strict=True))
     assert first == [0, 0]
     for one, two in (early, late):
-        assert one > 0.005 and two == pytest.approx(2 * one, rel=1e-3)
+        assert one > 0.05 and two == pytest.approx(2 * one, rel=1e-3)
 
 
 def test_a_student_can_begin_as_another(base):

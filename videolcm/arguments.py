@@ -67,24 +67,20 @@ def skips_of(text):
     return tuple(values)
 
 
-def range_of(text):
-    """ "0,4" as (0.0, 4.0); None stays None. AppError E_NUMBER."""
+def range_of(text, name="guidance-range", most=30, kind=float):
+    """ "0,4" as (0.0, 4.0), two of `kind`; None stays None. AppError E_NUMBER."""
     if text is None:
         return None
-    values = [number(part) for part in one_line(text).split(",")]
-    if len(values) != 2 or any(isinstance(value, str) for value in values) or not 0 <= values[0] < values[1] <= 30:
-        raise AppError("E_NUMBER", name="guidance-range", range="two ascending numbers from 0 to 30 with a comma", given=text)
-    return float(values[0]), float(values[1])
+    values, known = [number(part) for part in one_line(text).split(",")], (int, kind)
+    if len(values) != 2 or any(not isinstance(value, known) for value in values) or not 0 <= values[0] < values[1] <= most:
+        numbers = "whole numbers" if kind is int else "numbers"
+        raise AppError("E_NUMBER", name=name, range=f"two ascending {numbers} from 0 to {most} with a comma", given=text)
+    return kind(values[0]), kind(values[1])
 
 
 def timesteps_of(text):
     """ "500,900" as (500, 900), which are timesteps 500 <= t < 900; None stays None. AppError E_NUMBER."""
-    if text is None:
-        return None
-    values = [number(part) for part in one_line(text).split(",")]
-    if len(values) != 2 or any(not isinstance(value, int) for value in values) or not 0 <= values[0] < values[1] <= 1000:
-        raise AppError("E_NUMBER", name="guided", range="two ascending whole numbers from 0 to 1000 with a comma", given=text)
-    return values[0], values[1]
+    return range_of(text, "guided", 1000, int)
 
 
 def exit_code(run):

@@ -24,7 +24,7 @@ from .conditions import EXTRACTORS
 from .models.base import Conditions
 from .pipeline import Request, generate, save, to_frames
 from .sampling import SAMPLERS, Noise, guided, sample_lcm
-from .schedule import Schedule
+from .schedule import Schedule, inside
 from .stopwatch import Stopwatch, timed
 from .video import write_mp4
 from .world import sample
@@ -171,8 +171,8 @@ def table_1(student, teacher, report, rounds=3):
         slow = found["teacher, DDIM 50"]["total"]
         for name, seconds in found.items():
             model, steps, _ = plans[name]
-            t, (low, high) = model.schedule.ddim_timesteps(steps), model.info.guided
-            guided_steps = ((t >= low) & (t < high)).sum() if model is teacher and model.info.guidance else 0
+            is_guided = inside(model.schedule.ddim_timesteps(steps), model.info.guided)
+            guided_steps = is_guided.sum() if model is teacher and model.info.guidance else 0
             calls = 8 * int(steps + guided_steps)
             rows.append(
                 {"size": shape, "clips": name}

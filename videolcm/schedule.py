@@ -236,15 +236,19 @@ def guide(denoise, x_t, t, cond, null, w, between=EVERYWHERE):
         w = as_column(w, x_t)  # (B, 1, 1, 1, 1)
     elif w == 0:
         return denoise(x_t, t, cond).float()
-    (low, high), some = between, slice(None)
-    if between != EVERYWHERE:
-        some = ((t >= low) & (t < high)).nonzero()[:, 0]  # of the batch: (n,) that are guided
+    some = slice(None) if between == EVERYWHERE else inside(t, between).nonzero()[:, 0]  # of the batch: (n,) that are guided
     told = cond.cat(null.map(lambda value: value[some]))
     x0, x0_null = denoise(torch.cat([x_t, x_t[some]]), torch.cat([t, t[some]]), told).float().tensor_split([len(x_t)])  # (B, ...), (n, ...)
     w = w[some] if torch.is_tensor(w) else w
     # Eq. 5: x0 = x0_c + w (x0_c - x0_null)
     x0_guided = x0[some] + w * (x0[some] - x0_null)
     return x0_guided if between == EVERYWHERE else x0.index_copy(0, some, x0_guided)
+
+
+def inside(t, between):
+    """Whether low <= t < high, for each of some timesteps."""
+    low, high = between
+    return (t >= low) & (t < high)
 
 
 def per_sample(t, like):

@@ -85,12 +85,7 @@ def distill_arguments(parser):
         metavar="K",
         help="train timesteps a solver step spans; a list like 100,20 for phases (default: the teacher's own: toybox 100, others the official 20)",
     )
-    knob(
-        "--solver-steps",
-        type=number,
-        metavar="N",
-        help="in how many steps the teacher goes that far, each twice as long as the one before (default: 1, the paper's)",
-    )
+    knob("--solver-steps", type=number, metavar="N", help="steps of the teacher in it, each twice as long as the last (default: 1, the paper's)")
     knob(
         "--huber",
         type=number,
@@ -121,9 +116,7 @@ def distill_arguments(parser):
         help="weight of distribution matching in the loss, which wants clips as likely as the teacher's (default: 0)",
     )
     parser.add_argument("--begin", metavar="REF", help="a student of this teacher, to begin as it (default: as the teacher)")
-    parser.add_argument(
-        "--since", metavar="REF", help="the teacher that --begin is a student of, if this one was trained on since: what it learned then is added"
-    )
+    parser.add_argument("--since", metavar="REF", help="the teacher of --begin, if this one is it, trained on: what it has learned since is added")
     knob("--seed", type=number, metavar="N", help="of batches and noise (default: 0)")
     parser.add_argument("--out", type=Path, default=Path("runs/student"), metavar="DIR", help="student folder (default: runs/student)")
     knob("--conditions", metavar="LIST", help="what the student learns to follow (default: all)")

@@ -74,9 +74,8 @@ class Denoiser(nn.Module):
 
     Convolutions on cells of 8 pixels, then at latent resolution, around a transformer on patches of 2x2x2 latents and the text. A patch is 8
     frames of 32x32 pixels, so two seconds are 128 tokens, and what moves is whole from the start. At the end convolutions on the pixels of single
-    frames (frames.py) add what all that has missed. The network sees and says values of unit
-    variance at every channel, place and timestep (Karras et al., arXiv 2206.00364, Sec. 5, where spreads differ): where nothing can be, noise
-    is taken away by itself.
+    frames (frames.py) add what all that has missed. The network sees and says values of unit variance at every channel, place and timestep (Karras
+    et al., arXiv 2206.00364, Sec. 5, where spreads differ): where nothing can be, noise is taken away by itself.
     """
 
     def __init__(self, config=DenoiserConfig()):
@@ -126,23 +125,24 @@ class Denoiser(nn.Module):
         sigma = (1 - alpha**2).sqrt()
         size = ((alpha * spread) ** 2 + sigma**2).sqrt()  # of x_t, in each channel
         centred = x_t.float() - alpha * mean
-        added = self.network((centred / size).to(maps.dtype), t, cond, maps, present, spots).float()
+        time = sinusoid(t).to(maps.dtype)  # (B, 256)
+        added = self.network((centred / size).to(maps.dtype), time, cond, maps, present, spots).float()
         # x0 = E x0 + alpha spread^2 / size^2 (x_t - E x_t) + sigma spread / size F
         x0 = mean + alpha * (spread / size) ** 2 * centred + sigma * spread / size * added
         if self.frames is None:
             return x0
         noise = (x_t.float() - alpha * x0) / sigma
-        return x0 + sigma * self.frames(x0.to(maps.dtype), noise.to(maps.dtype), sinusoid(t).to(maps.dtype)).float()
+        return x0 + sigma * self.frames(x0.to(maps.dtype), noise.to(maps.dtype), time).float()
 
     def expected(self, cond, maps, present):
         """Mean and spread of x0 before anything is seen of it, float32, (B, 48, 1, h, w) each."""
         return self.backdrop(cond.context.to(maps.dtype), maps.unflatten(0, (len(present), -1)).mean(1), present)
 
-    def network(self, x_t, t, cond, maps, present, spots):
-        """F of unit variance from x_t of unit variance, both (B, 48, f, h, w); `spots`: `places` of its patches."""
+    def network(self, x_t, time, cond, maps, present, spots):
+        """F of unit variance from x_t of unit variance, both (B, 48, f, h, w); `time`: its `sinusoid`, `spots`: `places` of its patches."""
         batch, _, f, h, w = x_t.shape
         context = cond.context.to(x_t.dtype)
-        emb = self.time(sinusoid(t).to(x_t.dtype)) + self.present(present) + self.said(context.flatten(1))  # (B, width)
+        emb = self.time(time) + self.present(present) + self.said(context.flatten(1))  # (B, width)
         if self.config.inputs:
             emb = emb + self.told(scalars(cond, self.config.inputs, x_t))
         x = channels_last(torch.cat([with_changes(x_t), self.maps(maps)], 1))  # (B f, 3 * 48 + 32, h, w)
