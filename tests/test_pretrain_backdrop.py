@@ -1,4 +1,4 @@
-"""The backdrop's stage on clips whose mean and spread are known; what the teacher's loss counts."""
+"""The backdrop's stage on clips whose mean and spread are known; what the teacher's loss counts, and its errors on clips it was not trained on."""
 
 import numpy as np
 import pytest
@@ -7,6 +7,8 @@ import torch
 
 from videolcm import pretrain
 from videolcm.models.base import Conditions
+from videolcm.schedule import Schedule
+from videolcm.world import plot, sample
 
 
 @pytest.fixture
@@ -60,3 +62,29 @@ def test_a_teacher_that_goes_on_begins_with_the_shipped_weights_at_a_rate_that_l
     net, known = on.make(), pretrain.shipped("teacher").state_dict()
     assert all(torch.equal(value, known[name]) for name, value in net.state_dict().items()) and all(p.requires_grad for p in net.parameters())
     assert on.rate(300) < anew.rate(300) and on.rate(20) == 5e-4
+
+
+def test_errors_are_counted_where_toys_are_and_everywhere():
+    x0, toys = tiny.randn(4, 10, 4, 2, 4, 4), torch.zeros(10, 1, 2, 4, 4, dtype=torch.bool)
+    toys[..., :2] = True
+    off = torch.where(toys, 0.3, 0.1)
+
+    def net(x_t, t, cond):
+        assert len(x_t) == len(t) == len(cond.context)
+        part = slice(8) if len(x_t) == 8 else slice(8, None)
+        return x0[part] + Schedule().alpha_sigma(t, x_t)[1] * off[part]
+
+    found = pretrain.errors(net, encode_text, x0, toys, ["on grass"] * 10)
+    assert found == {"toys": [0.09] * 6, "everywhere": [0.05] * 6}
+
+
+def test_clips_that_are_held_out_say_where_their_toys_are(monkeypatch):
+    monkeypatch.setattr(pretrain, "HELD_OUT", range(500_000, 500_002))
+    x0, toys, captions = pretrain.held_out(lambda pixels: torch.nn.functional.avg_pool3d(pixels, (4, 16, 16)))
+    assert captions == [plot(seed).caption for seed in pretrain.HELD_OUT] and all(seed < 1_000_000 for seed in pretrain.HELD_OUT)
+    for seed, clip, there in zip(pretrain.HELD_OUT, x0, toys, strict=True):
+        rendered = sample(seed).render()
+        cells = (rendered.ids >= 0).reshape(4, 4, 16, 16, 16, 16).any((1, 3, 5))
+        assert cells.any() and not cells.all() and np.array_equal(there[0].numpy(), cells)
+        means = rendered.frames.reshape(4, 4, 16, 16, 16, 16, 3).mean((1, 3, 5)) / 127.5 - 1
+        assert np.allclose(clip.permute(1, 2, 3, 0).numpy(), means, atol=1e-4)

@@ -7,6 +7,7 @@ In: clips, captions and attributes of Toybox. Out: a Stage a network. It knows n
 import copy
 import json
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .data import CLIPS_PER_SHARD, TEACHING, Clips, cache_latents, conditions, object_weight, render_shards
+from .data import CLIPS_PER_SHARD, TEACHING, Clips, cache_latents, conditions, object_weight, render_shards, stored
 from .depth import DepthNet, depth_network
 from .errors import AppError
 from .judge import Judge, judge
 from .models import ASSETS, network, pick_dtype, read_manifest
+from .models.base import Conditions
 from .models.codec import Codec
 from .models.denoiser import Denoiser, DenoiserConfig, Windows
 from .models.toybox import TextConfig, TextEncoder
@@ -27,7 +29,7 @@ from .pretrain_depth import depth_stage
 from .schedule import Schedule
 from .shipping import sheet, ship
 from .training import Stage, averaged_weights, fill, generator
-from .world import ATTRIBUTES, OBJECT_ATTRIBUTES, SCENE_ATTRIBUTES, plot, vocabulary
+from .world import ATTRIBUTES, OBJECT_ATTRIBUTES, SCENE_ATTRIBUTES, plot, sample, vocabulary
 
 # ---- text
 
@@ -87,6 +89,8 @@ DROP_MAPS = 0.6  # text alone is the hardest of the four tasks
 OBJECT_WEIGHT = 3.0  # added to the loss where objects are
 NEAR = 700  # timesteps at which windows are looked at
 GOING_ON = {"lr": 5e-4, "warmup": 20, "ema": 0.99, "faster": {"frames.": 6.0}}  # of trained weights; their level of frames came last
+HELD_OUT = range(500_000, 500_048)  # seeds of plain clips that nothing is trained on, nor asked for by the prompts
+LOOKED_AT = (50, 100, 250, 400, 500, 750)  # timesteps at which they are denoised
 SEAM_WEIGHT = 3.0  # of what changes from one half second to the next and should not, or the other way round
 
 
@@ -135,6 +139,29 @@ def windows_around(ids, size, g):
     before = torch.randint(side, (2, len(ids)), generator=g)
     corners = ((v - more).clamp(0, n - side) // 2 * 2 for v, more, n in zip((place // w, place % w), before, (h, w), strict=True))
     return Windows((h, w), side, *(tuple(v.tolist()) for v in corners))
+
+
+def held_out(encode):
+    """Clips of HELD_OUT: latents (N, C, F', h, w), whether a toy is in each of their places (N, 1, F', h, w), and captions."""
+    clips = [sample(seed).render() for seed in HELD_OUT]
+    ids = torch.stack([torch.from_numpy(stored(clip)["ids"]) for clip in clips])
+    x0 = torch.cat([encode(torch.from_numpy(clip.frames).permute(3, 0, 1, 2)[None] / 127.5 - 1).cpu() for clip in clips])
+    return x0, F.adaptive_max_pool3d(ids[:, None].float(), x0.shape[2:]) > 0, [plot(seed).caption for seed in HELD_OUT]
+
+
+@torch.no_grad()
+def errors(net, encode_text, x0, toys, captions):
+    """The squared error of x0 over sigma_t^2 at each of LOOKED_AT, by text alone: {"toys": where toys are, "everywhere"}, three digits."""
+    schedule, found = Schedule(), {"toys": [], "everywhere": []}
+    for step in LOOKED_AT:
+        t, eps = torch.full((len(x0),), step), torch.randn(x0.shape, generator=generator(33, step))
+        noised = schedule.add_noise(x0, eps, t)
+        parts = zip(noised.split(8), t.split(8), encode_text(captions).split(8), strict=True)
+        made = torch.cat([net(x_t, part, Conditions(context)).float() for x_t, part, context in parts])
+        error = ((made - x0) / schedule.alpha_sigma(t, x0)[1]) ** 2
+        found["toys"].append(round(float(error.mean(1, keepdim=True)[toys].mean()), 3))
+        found["everywhere"].append(round(float(error.mean()), 3))
+    return found
 
 
 def backdrop_stage(folder, encode_text, iterations=500, batch=64, config=None):
@@ -307,12 +334,13 @@ def stage_of(name, runs, warm=False, **settings):
 
 
 def shown_teacher_stage(data, runs, settings):
-    """The teacher's Stage, which draws a contact sheet now and then."""
+    """The teacher's Stage, which now and then draws a contact sheet and denoises clips that it was not trained on."""
     codec, text = trained(runs, "codec"), trained(runs, "text")
+    held = cache(partial(held_out, encoder_of(codec)))
 
     @torch.no_grad()
     def validate(net, out, iteration):
-        return {"sheet": str(sheet(codec, text, net, out / f"sheet-{iteration:06d}.png"))}
+        return {"sheet": str(sheet(codec, text, net, out / f"sheet-{iteration:06d}.png"))} | errors(net, text.encode, *held())
 
     def make_backdrop():
         return trained(runs, "backdrop", torch.float32) if (Path(runs) / "backdrop").exists() else Denoiser()
