@@ -248,7 +248,8 @@ def half(values):
     return values / 2
 
 
-def test_midas_is_not_fetched_offline(tmp_path, monkeypatch):
+def test_midas_is_never_fetched(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     monkeypatch.setattr(conditions, "ASSETS", tmp_path)
     monkeypatch.delenv("VIDEOLCM_MIDAS", raising=False)
     monkeypatch.setattr(conditions, "midas_network", None)

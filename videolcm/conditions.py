@@ -30,9 +30,9 @@ KINDS = ("depth", "sketch")
 HED_FILE, HED_SHA256 = "hed_bsds500.safetensors", "902c367207e808e67411a56e84f7541370eb82d4216a70f1b53164a9767a8558"
 PIDINET_FILE, PIDINET_REPO = "table5_pidinet.pth", "lllyasviel/Annotators"
 MIDAS_UNUSED = "neck.fusion_stage.layers.0.residual_layer1."  # of the first fusion, which has nothing to fuse with: no file holds it
-MIDAS = {  # extractor: (repository, revision, its files, the variable that may name their folder)
-    "midas": ("Intel/dpt-hybrid-midas", "11eaf7a1cf4bd70740697dbc216f98980c0aeb03", "config.json and pytorch_model.bin", "VIDEOLCM_MIDAS"),
-    "dpt-large": ("Intel/dpt-large", "bc15f29aa3a80d532f2ed650b5e16ac48d8958f9", "config.json and model.safetensors", "VIDEOLCM_DPT_LARGE"),
+MIDAS = {  # extractor: (repository, its files, the variable that may name their folder)
+    "midas": ("Intel/dpt-hybrid-midas", "config.json and pytorch_model.bin", "VIDEOLCM_MIDAS"),
+    "dpt-large": ("Intel/dpt-large", "config.json and model.safetensors", "VIDEOLCM_DPT_LARGE"),
 }
 CANNY = 100, 200  # thresholds, fixed so that a clip's frames are treated alike
 KEEP = 8  # maps
@@ -265,7 +265,7 @@ def canny(frames, device, dtype):
 
 def midas_place(name):
     """The folder that holds the weights of a row of MIDAS: what its variable names, else the one in assets; else None."""
-    folder = Path(os.environ.get(MIDAS[name][3]) or ASSETS / name)
+    folder = Path(os.environ.get(MIDAS[name][2]) or ASSETS / name)
     return folder if (folder / "config.json").is_file() else None
 
 
@@ -275,13 +275,12 @@ def midas_ready(name):
 
 @lru_cache(maxsize=2)
 def midas_network(name, place, device):
-    """transformers' DPT with weights from a folder, or of the pinned revision from the hub. AppError E_WEIGHTS if they are not whole."""
+    """transformers' DPT with the weights in the folder `place`. AppError E_WEIGHTS if they are not whole."""
     from transformers import DPTForDepthEstimation
 
-    repo, revision, files, _ = MIDAS[name]
-    where = {"local_files_only": True} if place else {"revision": revision, "use_safetensors": "safetensors" in files}
+    repo, files, _ = MIDAS[name]
     try:
-        net, told = DPTForDepthEstimation.from_pretrained(place or repo, output_loading_info=True, **where)
+        net, told = DPTForDepthEstimation.from_pretrained(place, output_loading_info=True, local_files_only=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise no_weights(name, files, repo) from error
     if any(not key.startswith(MIDAS_UNUSED) for key in told["missing_keys"]):
@@ -291,10 +290,11 @@ def midas_network(name, place, device):
 
 def midas(frames, device, dtype, name="midas"):
     """MiDaS v3 (DPT, arXiv 2103.13413): inverse depth, in no unit, of pictures in [-1, 1], which this network reads as squares."""
-    repo, _, files, _ = MIDAS[name]
-    if not midas_ready(name) and os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE"):
+    repo, files, _ = MIDAS[name]
+    place = midas_place(name)
+    if place is None:  # nothing is fetched for whoever asks
         raise no_weights(name, files, repo)
-    net = midas_network(name, midas_place(name), device)
+    net = midas_network(name, place, device)
     side = net.config.image_size
 
     def network(pixels):
@@ -307,7 +307,7 @@ def midas(frames, device, dtype, name="midas"):
 
 def needs(name):
     """What the row of MIDAS wants, for people."""
-    return f"{MIDAS[name][2]} of {MIDAS[name][0]}"
+    return "{1} of {0}".format(*MIDAS[name])
 
 
 def builtin_ready():
