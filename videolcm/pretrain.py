@@ -27,7 +27,7 @@ from .models.toybox import TextConfig, TextEncoder
 from .pretrain_codec import codec_stage, decoder_stage
 from .pretrain_depth import depth_stage
 from .schedule import Schedule
-from .shipping import sheet, ship
+from .shipping import GUIDED, sheet, ship
 from .training import Stage, averaged_weights, fill, generator
 from .world import ATTRIBUTES, OBJECT_ATTRIBUTES, SCENE_ATTRIBUTES, plot, sample, vocabulary
 
@@ -376,7 +376,8 @@ def ship_all(runs, folder=ASSETS / "toybox"):
     """-> assets/toybox, and a contact sheet of the student."""
     for name in ("codec", "decoder", "text", "teacher", "judge", "depth", "student"):
         if (Path(runs) / name).exists():
-            ship(folder, "codec" if name == "decoder" else name, trained(runs, name, torch.float32))
+            facts = {"guided": list(GUIDED)} if name == "teacher" else {}
+            ship(folder, "codec" if name == "decoder" else name, trained(runs, name, torch.float32), **facts)
     if (Path(runs) / "student").exists():
         sheet(
             shipped("codec", pick_dtype(None, torch.device("cpu"))),

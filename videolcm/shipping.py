@@ -25,6 +25,7 @@ SHEET_PROMPTS = (
 )
 SHEET_FRAMES = (0, 3, 6, 9, 12, 15)
 GUIDANCE = 1.0  # w of a teacher that is shipped for the first time
+GUIDED = (500, 900)  # timesteps at which the shipped one is: below, guidance makes clips flicker, above, it makes floors alike
 
 
 def ship(folder, part, net, **facts):
@@ -39,7 +40,7 @@ def ship(folder, part, net, **facts):
 
 def sheet(codec, text, denoiser, path, prompts=SHEET_PROMPTS, role="teacher", steps=20, guidance=GUIDANCE):
     """A PNG at `path`: one clip a row, six frames across, by networks that may still be in training."""
-    info = ModelInfo("in training", role, ("text",), guidance, 8, "", two_time="s" in denoiser.config.inputs)
+    info = ModelInfo("in training", role, ("text",), guidance, 8, "", two_time="s" in denoiser.config.inputs, guided=GUIDED)
     parameter = next(denoiser.parameters())
     model = Toybox(info, codec, text, denoiser, parameter.device, parameter.dtype)
     sampler = SAMPLER_OF[role]

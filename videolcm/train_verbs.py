@@ -31,7 +31,7 @@ def pretrain_arguments(parser):
     parser.add_argument("stage", metavar="STAGE", help=f"{', '.join(STAGES)}: in this order")
     parser.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: runs/STAGE); the other stages' folders lie beside it")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint, bit for bit")
-    parser.add_argument("--warm", action="store_true", help="begin with the shipped weights: codec, teacher and judge")
+    parser.add_argument("--warm", action="store_true", help="begin with the shipped weights: codec, teacher, judge and depth")
     parser.add_argument("--minutes", type=number, metavar="M", help="stop with a checkpoint after so long")
     parser.add_argument("--dtype", metavar="NAME", help="float32, bfloat16, float16 (default: what the processor computes fast)")
     parser.add_argument("--iterations", type=number, metavar="N", help="length of the whole plan (default: the stage's own)")
