@@ -172,6 +172,22 @@ def test_a_cell_that_fails_leaves_the_others(models):
         list(compare(broken, REQUEST, [Cell("teacher", "lcm", 1)], SHORT))
 
 
+def test_a_cell_that_cannot_be_measured_leaves_the_others(models, monkeypatch):
+    kept, known = [], compare_module.measure
+
+    def measure(model, result):
+        kept.append(result)
+        if len(kept) == 1:
+            raise AppError("E_PACKAGE", given="cv2")
+        return known(model, result)
+
+    monkeypatch.setattr(compare_module, "measure", measure)
+    events = list(compare(models, REQUEST, CELLS, None))
+    failed = [event for event in events if isinstance(event, CellStopped)]
+    assert [(event.cell, event.error.code) for event in failed] == [(CELLS[0], "E_PACKAGE")]
+    assert [event.cell for event in events if isinstance(event, CellDone)] == CELLS[1:]
+
+
 def test_a_reference_that_was_stopped_leaves_the_cells_as_they_are(models):
     events = list(compare(models, REQUEST, CELLS[:1], SHORT, {SHORT}))
     assert [type(event) for event in events[-2:]] == [CellDone, CellStopped] and models["teacher"].calls == []
@@ -278,4 +294,4 @@ def test_what_a_clip_follows_is_measured_on_it(models):
     request = Request("a red ball", frames=8, height=128, width=160, task="sketch", video=video)
     assert compare_module.followed(request, video)["edge F1"] == 1.0
     assert compare_module.followed(request, np.zeros_like(video))["edge F1"] < 0.1
-    assert compare_module.followed(REQUEST, video) == {}
+    assert compare_module.followed(REQUEST, video) == {} == compare_module.followed(replace(REQUEST, also=("depth",)), video)

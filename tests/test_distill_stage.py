@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 from tiny import clips, toybox
 
+from videolcm import __main__ as command_line
 from videolcm import distill, train_verbs
 from videolcm.data import FREE_SHARE, latent_path
 from videolcm.distill import DistillConfig, distill_stage
@@ -150,3 +151,11 @@ def test_the_command_asks_for_them_where_a_map_is_learned(teacher, monkeypatch, 
     monkeypatch.setattr(distill, "toybox_clips", lambda *_, free: free)
     args = Namespace(data="toybox", clips=50)
     assert train_verbs.clips_of(args, teacher, None, conditions) is free
+
+
+@pytest.mark.parametrize("verb", ["distill", "pretrain data"])
+def test_a_folder_that_cannot_be_is_told_before_the_work(tmp_path, capsys, verb):
+    (tmp_path / "file").write_text("")
+    out = tmp_path / "file" / ("run" if verb == "distill" else "data")
+    assert command_line.main([*verb.split(), "--out", str(out)]) == 2
+    assert capsys.readouterr().err.startswith("[E_OUTPUT]")

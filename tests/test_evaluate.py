@@ -2,6 +2,7 @@
 
 import json
 import math
+from argparse import Namespace
 from dataclasses import replace
 from itertools import islice
 
@@ -368,3 +369,11 @@ def test_the_plot_has_a_series_for_each_sampler_and_flat_lines_for_what_takes_lo
     svg = plot_of({name: {"mean": 0.5 + 0.1 * i} for i, name in enumerate(names)})
     assert svg.startswith("<svg xmlns=") and svg.count("<polyline") == 4 and all(name in svg for name in names[:2])
     assert svg.count("<circle") == 4 + 2 + 2 + 1 + 2  # a head for each series and a dot for each point
+
+
+def test_what_nobody_asked_for_is_the_models_own():
+    two_time, plain = replace(toybox("student").info, two_time=True), toybox("student").info
+    ways = [("tcd", {"gamma": 0.0}), ("tcd", {"gamma": 0.0}), ("tcd", {"gamma": 0.5}), ("lcm", {})]
+    asked = [(None, {}), ("tcd", {}), ("tcd", {"gamma": 0.5}), ("lcm", {})]
+    assert [evaluate.way_of(Namespace(info=two_time), *one) for one in asked] == ways
+    assert [evaluate.way_of(Namespace(info=plain), *one) for one in asked] == [("lcm", {}), ("tcd", {}), ("tcd", {"gamma": 0.5}), ("lcm", {})]

@@ -9,7 +9,8 @@ import torch
 from conftest import FakeModel
 
 from videolcm import __main__ as command_line
-from videolcm import evaluate_guided, models
+from videolcm import evaluate_guided, models, real_clips
+from videolcm.errors import AppError
 from videolcm.evaluate_guided import FIGURES, guided_table, mean_of, real_goals, rendered_goals
 from videolcm.judge import Judge
 from videolcm.masks import composite
@@ -133,3 +134,10 @@ def test_the_command_line_follows_real_clips(exact, monkeypatch, capsys):
 def test_missing_figures_are_left_out_of_a_mean_and_of_the_table():
     assert mean_of([0.5, None, 1.0]) == 0.75 and mean_of([None]) is None
     assert guided_table({"a": {"x": 0.5, "y": None}}).splitlines() == ["| clips | x | y |", "|---|---|---|", "| a | 0.500 |  |"]
+
+
+def test_without_real_clips_it_says_what_is_missing(monkeypatch):
+    monkeypatch.setattr(real_clips, "place_of", lambda row: None)
+    with pytest.raises(AppError, match="skimage") as error:
+        real_clips.real_clips()
+    assert error.value.code == "E_PACKAGE"

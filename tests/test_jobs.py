@@ -229,6 +229,37 @@ def test_a_clock_that_was_put_back_keeps_no_dead_job_alive(tmp_path):
         assert Jobs(tmp_path).list()[0].state == state
 
 
+@pytest.mark.parametrize("wish", ["cancel", "pause"])
+def test_a_wish_before_there_is_anything_ends_it_as_was_wished(place, tmp_path, wish):
+    from videolcm.train_verbs import distil, distill_namespace
+
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "wish").write_text(wish)
+    args = distill_namespace(["--teacher", place[1], "--data", place[2], "--job", "--out", str(out)])
+    assert work(out, lambda worker: distil(args, worker), child=False) == {}
+    assert read_lines(out / "journal.jsonl")[-1]["state"] == {"cancel": "CANCELLED", "pause": "PAUSED"}[wish]
+
+
+def test_a_job_paused_at_its_end_still_makes_its_student(place, tmp_path):
+    """Whose last preview has left a student that says as many iterations, in the type that computes."""
+    from videolcm.train_verbs import distil, distill_namespace
+
+    words = ["--teacher", place[1], "--data", place[2], "--iterations", "2", "--batch", "2", "--dtype", "bfloat16", "--out", str(tmp_path / "run")]
+    distil(distill_namespace(words), Worker(tmp_path / "run"))
+    weights = tmp_path / "run" / "student.safetensors"
+    finished, args = weights.read_bytes(), distill_namespace([*words, "--job", "--resume"])
+    weights.write_bytes(b"a preview")
+    assert distil(args, Worker(tmp_path / "run")) == {"folder": str(tmp_path / "run")}
+    assert weights.read_bytes() == finished
+    refused("E_DONE", distil, distill_namespace([*words, "--resume"]), Worker(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("wrong", [{"huber": 0}, {"seed": 2.5}, {"seed": -1}])
+def test_knobs_that_no_run_survives(wrong):
+    refused("E_NUMBER", lambda: Knobs(**wrong))
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_are_knobs_and_knobs_are_arguments(preset):
     from argparse import Namespace

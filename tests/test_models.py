@@ -102,9 +102,15 @@ def test_left_out_device_and_format_are_chosen(shipped):
     assert model.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-@pytest.mark.parametrize("ref", ["nothing", "/no/such/folder", "", None])
+@pytest.mark.parametrize("ref", ["nothing", "/no/such/folder", "x" * 300, "", None])
 def test_an_unknown_model(ref):
     assert "toybox" in refused("E_MODEL", ref)
+
+
+def test_a_compiled_model_leaves_the_one_that_is_kept_as_it_is(shipped):
+    compiled, kept = models.load(shipped, compiled=True), models.load(shipped)
+    assert compiled.denoiser._compiled_call_impl is not None and kept.denoiser._compiled_call_impl is None
+    assert next(compiled.denoiser.parameters()) is next(kept.denoiser.parameters())
 
 
 @pytest.mark.parametrize("role", ["judge", "", None])

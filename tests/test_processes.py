@@ -42,6 +42,7 @@ def runs(tmp_path_factory):
         f"{common} --batch 2 --out {folder}/parts --resume",
         f"{common} --batch 2 --out {folder}/shares --shard --lora 2 --minutes 1e-9",
         f"{common} --batch 2 --out {folder}/shares --shard --lora 2 --resume",
+        f"{common} --batch 2 --out {folder}/half --shard --lora 2 --dtype bfloat16",
     ]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(TESTS / "processes_script.py")]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "VIDEOLCM_JOBS": str(folder / "jobs"), "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -75,10 +76,15 @@ def test_shares_of_a_network_learn_what_the_whole_one_does_and_go_on(runs):
     assert {name: value.shape for name, value in whole.items()} == {name: value.shape for name, value in shares.items()}
 
 
+def test_shares_compute_in_half_precision_too(runs):
+    assert losses(runs[0] / "half") == pytest.approx(losses(runs[0] / "alone"), rel=0.1)
+    assert losses(runs[0] / "half") != losses(runs[0] / "alone")
+
+
 def test_the_first_process_alone_writes_and_speaks(runs):
     folder, said = runs
     told = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
-    assert [row["folder"] for row in told] == [str(folder / name) for name in ("whole", "parts", "parts", "shares", "shares")]
+    assert [row["folder"] for row in told] == [str(folder / name) for name in ("whole", "parts", "parts", "shares", "shares", "half")]
     assert [row["iteration"] for row in log(folder / "whole")] == list(range(1, 11))
     assert not list((folder / "whole").glob(".*"))
     for name in ("whole", "shares"):

@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import nn
 
+from videolcm import optim
 from videolcm.checkpoint import load_checkpoint
 from videolcm.errors import AppError
-from videolcm.optim import MuonAdamW, orthogonal
+from videolcm.optim import HalfCopy, MuonAdamW, orthogonal
 from videolcm.training import Run, Stage, averaged_weights, generator, train
 
 
@@ -259,9 +260,28 @@ def test_float16_keeps_gradients_that_it_could_not_hold():
         made.loss = lambda net, iteration, loss=loss: 1e-5 * loss(net, iteration)
         run = Run(made, made.make())
         run.gradients(0)
+        run.half.clip_gradients()
         found[dtype] = run.net.conv.weight.grad
     assert found[torch.float32].abs().max() < 1e-5
     torch.testing.assert_close(found[torch.float16], found[torch.float32], rtol=0.1, atol=1e-8)
+
+
+def test_what_makes_its_own_copies_in_float16_is_scaled_too():
+    net = Small()
+    half = HalfCopy(net, None, torch.float16, sharded=True)
+    (half.scale * net.leave.weight.sum()).backward()
+    half.add_gradients()
+    assert half.net is net and half.scale > 1
+    assert half.clip_gradients() == pytest.approx(32**0.5) and net.leave.weight.grad.norm() == pytest.approx(1, rel=1e-4)
+
+
+def test_a_run_that_begins_anew_leaves_none_of_another_to_go_on_with(tmp_path):
+    list(train(stage(), tmp_path))
+    began = train(stage(iterations=3), tmp_path)
+    next(began)
+    assert not list(tmp_path.glob("step-*"))
+    began.close()
+    assert [path.name for path in tmp_path.glob("step-*.json")] == ["step-00000001.json"]
 
 
 def test_the_rate_warms_up_stays_and_falls_to_zero():
@@ -294,11 +314,11 @@ def test_muon_leaves_what_has_no_gradient_alone():
 
 
 @pytest.mark.parametrize("muon", [True, False])
-def test_some_parameters_can_learn_faster_and_resume(tmp_path, muon):
+def test_some_parameters_can_learn_faster_and_resume(tmp_path, muon, monkeypatch):
+    monkeypatch.setattr(optim, "WEIGHT_DECAY", 0.0)
     begun, moved = Small(), {}
     for times in (1.0, 3.0):
         run = Run(stage(muon=muon, faster={"conv.": times}), copy.deepcopy(begun))
-        run.optimiser.weight_decay = 0.0
         run.step(0)
         moved[times] = {name: value - begun.get_parameter(name) for name, value in run.net.named_parameters()}
     for name, change in moved[3.0].items():
@@ -309,6 +329,30 @@ def test_some_parameters_can_learn_faster_and_resume(tmp_path, muon):
     losses = [next(first).loss, next(first).loss]
     first.close()
     assert losses + [step.loss for step in train(faster, tmp_path / "run", resume=True)] == whole
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_muon_does_not_lose_small_gradients(dtype):
+    x = torch.randn(2, 16, 64, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(orthogonal(1e-9 * x, dtype), orthogonal(x, dtype))
+
+
+def test_muon_alone_learns_and_resumes(tmp_path):
+    class Adapters(Small):
+        """Its matrices learn, and nothing else."""
+
+        def __init__(self):
+            super().__init__()
+            for name, p in self.named_parameters():
+                p.requires_grad_(name in ("conv.weight", "hidden.weight"))
+
+    made = stage()
+    made.make = Adapters
+    whole = [step.loss for step in train(made, tmp_path / "whole")]
+    first = train(made, tmp_path / "parts")
+    losses = [next(first).loss, next(first).loss]
+    first.close()
+    assert len(set(whole)) == 7 and losses + [step.loss for step in train(made, tmp_path / "parts", resume=True)] == whole
 
 
 def test_muon_takes_hidden_matrices_and_adam_the_rest():

@@ -74,7 +74,7 @@ def test_strength_and_a_second_map(files, light):
     _, none, _ = result_of(FakeModel(), Material(files["depth.mp4"]), "depth", strength=0)
     assert list(both.maps) == ["depth", "sketch"] and (both.frames[..., 0] == plain.frames[..., 0]).all()
     assert difference(both.frames[..., 1], plain.frames[..., 1]) > 10 and difference(none.frames, plain.frames) > 10
-    assert both.settings["also"] == ["sketch"] and none.settings["strength"] == 0
+    assert both.settings["also"] == ["sketch"] and none.settings["strength"] == 0 and none.nfe == plain.nfe
 
 
 def test_what_is_kept_is_kept_bit_for_bit(files):

@@ -15,7 +15,7 @@ from pathlib import Path
 from .errors import AppError
 from .pipeline import Progress, Result, generate, save, settings_of, settle
 from .processes import LONGEST
-from .video import read_settings, require_writable
+from .video import read_settings
 
 
 @dataclass(frozen=True)
@@ -81,15 +81,6 @@ def fields_of(line, known):
     if unknown or "prompt" not in asked:
         raise AppError("E_LINE", detail=f"nothing is called {unknown[0]}" if unknown else "it has no prompt")
     return asked
-
-
-def make_folder(path):
-    """The folder for clips, made if it is not there. AppError E_OUTPUT."""
-    try:
-        Path(path).mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:
-        raise AppError("E_OUTPUT", given=path) from error
-    require_writable(Path(path) / "clip.mp4")
 
 
 def batch(model, lines, request_of, folder):

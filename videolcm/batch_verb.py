@@ -35,7 +35,8 @@ def require_one_way(args):
 
 def run_batch(args, request_of, load_model):
     """Make this process's clips; returns the JSON object, whose `failed` names the lines without one. AppError for what concerns all lines."""
-    from .batch import batch, make_folder, read_lines
+    from .batch import batch, read_lines
+    from .video import make_folder
 
     start, share, lines = time.monotonic(), share_of(os.environ), read_lines(args.prompts)
     make_folder(args.out_dir)

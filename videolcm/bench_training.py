@@ -13,7 +13,8 @@ import torch
 from . import memory
 from .bench import matmul_peak, operations
 from .data import conditions
-from .distill import DistillConfig, distill_stage, toybox_clips
+from .distill import distill_stage, toybox_clips
+from .knobs import Knobs, config_of
 from .training import Run, generator
 
 GPUS, ITERATIONS = 4, 4000  # Sec. 4.1
@@ -26,7 +27,7 @@ def training_step(teacher, folder, report, batch=16, rounds=9):
     """Medians over interleaved rounds: seconds of a step and of its parts, which are three forwards (the teacher with and without text, the target)
     and one forward and backward of the student, all on a batch as the step draws it; their ratio; and the peak memory so far, of the GPU or of
     this process. The step is the teacher's own, with its optimiser."""
-    config, clips = DistillConfig(batch=batch, **{"guidance": teacher.info.guidance, **teacher.distilling}), toybox_clips(folder, teacher, report, 1)
+    config, clips = config_of(Knobs(batch=batch), teacher), toybox_clips(folder, teacher, report, 1)
     stage, g = distill_stage(teacher, clips, config), generator(0, 0)
     run, chosen = Run(stage, stage.make()), clips.draw(batch, g)
     cond = conditions(clips, chosen, teacher.encode_text, g, np.random.default_rng(0)).map(lambda value: value.to(teacher.device))

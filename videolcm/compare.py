@@ -108,16 +108,14 @@ def compare(models, request, cells, reference=REFERENCE, stopped=frozenset()):
     for cell, one in asked.items():
         try:
             result = yield from until_stopped(cell, generate(models[cell.role], one, prepare), stopped)
+            if result is not None:
+                result = written(alone(result, shared.setdefault(models[cell.role].text_encoder, {})))
+                done[cell] = CellDone(cell, result, measure(models[cell.role], result) | {"followed": followed(one, result.frames)})
         except AppError as error:
             failed.append(CellStopped(cell, error))
             yield failed[-1]
             continue
-        if result is None:
-            yield CellStopped(cell)
-            continue
-        result = written(alone(result, shared.setdefault(models[cell.role].text_encoder, {})))
-        done[cell] = CellDone(cell, result, measure(models[cell.role], result) | {"followed": followed(one, result.frames)})
-        yield done[cell]
+        yield done.get(cell, CellStopped(cell))
     if failed and not done:
         raise failed[0].error
     if reference in done:
@@ -215,7 +213,7 @@ def followed(request, frames):
     """{figure: value} how well frames uint8 (F, H, W, 3) keep to what the request follows; {} for text, None where nothing here reads
     such a map from the clip, or where a figure has no meaning."""
     found = {}
-    for name in dict.fromkeys((*MAPS_OF[request.task], *request.also)):
+    for name in dict.fromkeys((*MAPS_OF[request.task], *request.also)) if request.task != "text" else ():
         if name == "masked":
             found["PSNR outside"] = psnr_outside(frames, request.video, request.hole > 0)
             continue

@@ -183,8 +183,9 @@ def worst(model, rows, each, steps, sampler=None, count=3, **knobs):
 
 
 def way_of(model, sampler, knobs):
-    """(sampler, its knobs) that were asked for, the model's own where none was."""
-    return (sampler, knobs) if sampler else way(model.info)
+    """(sampler, its knobs) that were asked for; what nobody asked for is the model's own."""
+    own, known = way(model.info)
+    return (sampler or own, (known if sampler in (None, own) else {}) | knobs)
 
 
 def before_of(name):

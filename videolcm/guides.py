@@ -70,10 +70,12 @@ def following(cond, maps, device):
 def steered(denoise, strength):
     """`denoise` that follows its maps so strongly: 0 not at all, 1 as it was trained, 2 twice as far from what it would do without them.
 
-    Guidance on the maps, as Eq. 5 is on the text: x0 = x0_free + strength (x0_maps - x0_free); a second call unless strength is 1.
+    Guidance on the maps, as Eq. 5 is on the text: x0 = x0_free + strength (x0_maps - x0_free); a second call unless strength is 0 or 1.
     """
 
     def steer(x_t, t, cond):
+        if strength == 0:
+            return denoise(x_t, t, cond.with_maps({}))
         x0 = denoise(x_t, t, cond)
         if strength == 1:
             return x0

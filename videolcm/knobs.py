@@ -50,14 +50,14 @@ class Knobs:
     def __post_init__(self):
         for name in ("iterations", "batch", "clips", "accumulate", "solver_steps"):
             object.__setattr__(self, name, positive(getattr(self, name), name))
-        limits = {"ema": (0, 1), "own": (0, 1), "object_weight": (0, 100), "seam_weight": (0, 100), "matching": (0, 100), "seed": (0, 2**31 - 1)}
+        limits = {"ema": (0, 1), "own": (0, 1), "object_weight": (0, 100), "seam_weight": (0, 100), "matching": (0, 100)}
         for name, (low, high) in limits.items():
             between(getattr(self, name), name, low, high)
-        limits = {"lr": (0, 1), "guidance": (0, 30), "huber": (0, 10), "minutes": (0, 1e6), "preview_every": (0, 1e6), "images": (0, 1)}
+        limits = {"lr": (0, 1), "guidance": (0, 30), "huber": (1e-9, 10), "minutes": (0, 1e6), "preview_every": (0, 1e6), "images": (0, 1)}
         for name, (low, high) in limits.items():
             if getattr(self, name) is not None:
                 between(getattr(self, name), name, low, high)
-        object.__setattr__(self, "seed", int(self.seed))
+        object.__setattr__(self, "seed", positive(self.seed, "seed", 2**31 - 1, least=0))
         if not isinstance(self.two_time, bool):
             raise AppError("E_NUMBER", name="two_time", range="true or false", given=self.two_time)
         if self.lora is not None:

@@ -10,17 +10,17 @@ import torch
 
 from .processes import laid_out
 
-MOMENTUM, NS_STEPS = 0.95, 5
+MOMENTUM, NS_STEPS, WEIGHT_DECAY = 0.95, 5, 0.01
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the Newton-Schulz iteration, Jordan et al. 2024
+MOST = 1.0  # norm of a gradient
 TABLES = ("embed", "slots", "places", "table", "leave", "heads", "gain")  # matrices by shape only, or outputs: AdamW
 
 
 def orthogonal(matrices, dtype=torch.bfloat16):
     """(N, rows, columns) -> the nearest (semi-)orthogonal matrices, roughly, by five Newton-Schulz steps in `dtype`."""
-    x = matrices.to(dtype)
+    x = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-12)  # before it is rounded: float16 ends at 6e-8
     tall = x.shape[1] > x.shape[2]
-    x = x.transpose(1, 2).contiguous() if tall else x
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    x = (x.transpose(1, 2) if tall else x).to(dtype).contiguous()
     a, b, c = COEFFICIENTS
     for _ in range(NS_STEPS):
         gram = x @ x.transpose(1, 2)
@@ -35,7 +35,7 @@ class MuonAdamW:
     (0.2 sqrt(max(rows, columns)), Moonlight). Parameters whose names begin with a key of `faster` learn at so many times that rate.
     """
 
-    def __init__(self, net, weight_decay=0.01, muon=True, dtype=torch.bfloat16, faster=None):
+    def __init__(self, net, muon=True, dtype=torch.bfloat16, faster=None):
         named = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
         self.factors = {name: next((more for first, more in (faster or {}).items() if name.startswith(first)), 1.0) for name, _ in named}
         hidden = [(name, p) for name, p in named if muon and p.ndim >= 2 and not any(part in TABLES for part in name.split("."))]
@@ -46,14 +46,15 @@ class MuonAdamW:
         rest = sorted((row for row in named if row[0] not in self.momentum), key=lambda row: self.factors[row[0]])  # as the groups have them
         self.rest = dict(rest)
         groups = [{"params": [p for _, p in some], "factor": factor} for factor, some in groupby(rest, lambda row: self.factors[row[0]])]
-        self.adam = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.0, foreach=True)
-        self.weight_decay, self.dtype = weight_decay, dtype
+        self.adam = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.0, foreach=True) if groups else None  # adapters are all hidden
+        self.dtype = dtype
 
     @torch.no_grad()
     def step(self, lr):
-        for group in self.adam.param_groups:
-            group["lr"] = lr * group["factor"]
-        self.adam.step()
+        if self.adam:
+            for group in self.adam.param_groups:
+                group["lr"] = lr * group["factor"]
+            self.adam.step()
         for (rows, columns), group in self.groups.items():
             members = [(name, p) for name, p in group if p.grad is not None]  # encoders of maps that nobody asked for have none
             if not members:
@@ -65,17 +66,19 @@ class MuonAdamW:
             size = 0.2 * max(rows, columns) ** 0.5
             for (name, p), change in zip(members, update, strict=True):
                 rate = lr * self.factors[name]
-                p.mul_(1 - rate * self.weight_decay).sub_(change.view_as(p), alpha=rate * size)
+                p.mul_(1 - rate * WEIGHT_DECAY).sub_(change.view_as(p), alpha=rate * size)
 
     def state(self):
         """Named tensors that `restore` takes back."""
-        names = list(self.rest)
-        adam = {f"adam/{names[i]}/{key}": value for i, row in self.adam.state_dict()["state"].items() for key, value in row.items()}
+        names, rows = list(self.rest), self.adam.state_dict()["state"] if self.adam else {}
+        adam = {f"adam/{names[i]}/{key}": value for i, row in rows.items() for key, value in row.items()}
         return {f"muon/{name}": value for name, value in self.momentum.items()} | adam
 
     def restore(self, state):
         for name, value in self.momentum.items():
             value.copy_(state[f"muon/{name}"])
+        if not self.adam:
+            return
         params = list(self.rest.values())
         known = [(i, name) for i, name in enumerate(self.rest) if f"adam/{name}/step" in state]  # none before the first update
         rows = {i: {key: state[f"adam/{name}/{key}"] for key in ("step", "exp_avg", "exp_avg_sq")} for i, name in known}
@@ -87,11 +90,12 @@ class MuonAdamW:
 class HalfCopy:
     """A copy of a float32 network in `dtype`, in which forward and backward run; gradients go to the master, weights come back.
 
-    With dtype float32 it is the network itself. Multiply a loss by `scale` before its backward: in float16 small gradients would be zero.
+    With dtype float32 it is the network itself, and where the network is `sharded`, which makes its own copies. Multiply a loss by `scale` before its
+    backward: in float16 small gradients would be zero. Gradients are so many times too large until `clip_gradients`.
     """
 
-    def __init__(self, master, make, dtype):
-        self.master, self.same = master, dtype == torch.float32
+    def __init__(self, master, make, dtype, sharded=False):
+        self.master, self.same = master, sharded or dtype == torch.float32
         self.scale = 4096.0 if dtype == torch.float16 else 1.0
         self.net = master if self.same else make().to(dtype)
         self.refresh()
@@ -107,12 +111,15 @@ class HalfCopy:
         if not self.same:
             for p, q in zip(self.master.parameters(), self.net.parameters(), strict=True):
                 if q.grad is not None:
-                    grad, q.grad = q.grad.float().div_(self.scale), None
+                    grad, q.grad = q.grad.float(), None
                     p.grad = grad if p.grad is None else p.grad.add_(grad)
 
-    def clip_gradients(self, most=1.0):
-        """Clips the master's gradients to a norm of `most`; returns the norm before."""
-        return torch.nn.utils.clip_grad_norm_([p for p in self.master.parameters() if p.grad is not None], most)
+    def clip_gradients(self):
+        """Takes `scale` out of the master's gradients and clips them to a norm of MOST; returns the norm before."""
+        learned = [p for p in self.master.parameters() if p.grad is not None]
+        if self.scale != 1:
+            torch._foreach_div_([p.grad for p in learned], self.scale)
+        return torch.nn.utils.clip_grad_norm_(learned, MOST)
 
 
 @torch.no_grad()

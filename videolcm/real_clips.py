@@ -11,6 +11,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from .errors import AppError
 from .footage import read_video
 
 FRAMES, SIZE, MARGIN = 16, 256, 32  # pixels on each side of a photograph, for the camera to move in
@@ -38,8 +39,11 @@ REAL_CLIPS = (
 
 
 def real_clips():
-    """[(frames, caption)] of those rows of REAL_CLIPS whose files are here. AppError as footage.read_video."""
-    return [(frames_of(row, path), row.caption) for row in REAL_CLIPS if (path := place_of(row)) and path.is_file()]
+    """[(frames, caption)] of those rows of REAL_CLIPS whose files are here. AppError E_PACKAGE if none are, and as footage.read_video."""
+    found = [(frames_of(row, path), row.caption) for row in REAL_CLIPS if (path := place_of(row)) and path.is_file()]
+    if not found:
+        raise AppError("E_PACKAGE", given="skimage")
+    return found
 
 
 def place_of(row):

@@ -5,6 +5,7 @@ distill.py's; heavy imports wait inside.
 """
 
 import logging
+import math
 import os
 import signal
 import threading
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from .arguments import Parser, between, number, positive, refuse, report
 from .errors import AppError
-from .jobs import Stopped, Worker, work
+from .jobs import Stopped, Worker, has_checkpoint, work
 from .knobs import CONDITIONS, PRESETS, Knobs, conditions_of, config_of, preset_of
 from .processes import after_the_first, device_of, rank, share_of, together, world
 
@@ -48,8 +49,10 @@ def run_pretrain(args):
     import torch
 
     from . import models, pretrain
+    from .video import make_folder
 
     out = args.out or Path("runs") / args.stage
+    make_folder(out.parent)
     if args.stage == "data":
         return {"lines": report_lines(pretrain.render_clips(out.parent, positive(args.clips, "clips")))}
     if args.stage == "latents":
@@ -154,6 +157,9 @@ def run_distill(args):
         (args.shard and args.optimiser == "muon", "--shard takes --optimiser adamw alone"),
         (args.shard and args.preview_every, "with --shard no process has a whole network for --preview-every"),
     )
+    from .video import make_folder
+
+    make_folder(args.out)
     if args.job:
         return work(args.out, lambda worker: distil(args, worker))
     with suppress(Stopped):
@@ -203,6 +209,8 @@ def distil(args, worker):
             return None if rank() else {"clips": len(made)}
         if not worker.wish:
             reached = train_student(args, teacher, config, worker)
+        elif not has_checkpoint(args.out):
+            raise Stopped
         if rank():
             return None
         if worker.wish in (None, "cancel"):
@@ -262,7 +270,8 @@ def train_student(args, teacher, config, worker):
     try:
         return train_and_report(stage, args.out, args, worker, turn=turn, save_seconds=between(args.save_every, "save-every", 0, 1e6))
     except AppError as error:
-        if error.code != "E_DONE" or rank() == 0 and student_iteration(args.out) == config.iterations:
+        asked_again = rank() == 0 and not args.job and student_iteration(args.out) == config.iterations
+        if error.code != "E_DONE" or asked_again:  # a job whose last checkpoint was its end may have no more than a preview's student
             raise
         return {}
 
@@ -356,7 +365,7 @@ def train_and_report(stage, out, args, worker=None, **options):
     if last is None:
         raise AppError("E_DONE", given=out.name)
     rate = (last.iteration - first + 1) * stage.samples / (time.monotonic() - began)
-    return {"iterations": last.iteration, "loss": round(last.loss, 5), "samples_per_second": round(rate, 2)}
+    return {"iterations": last.iteration, "loss": round(last.loss, 5) if math.isfinite(last.loss) else None, "samples_per_second": round(rate, 2)}
 
 
 def trained(steps):

@@ -106,6 +106,8 @@ def train(stage, out, seed=0, resume=False, minutes=None, turn=nullcontext, save
     out, first = Path(out), rank() == 0
     if first:
         out.mkdir(parents=True, exist_ok=True)
+        for other in () if resume else list(out.glob("step-*.json")):  # another run's, which a --resume would go on with
+            other.unlink()
         remove_leftovers(out)
     torch.manual_seed(seed)
     run = Run(stage, stage.make())
@@ -183,12 +185,11 @@ class Run:
         self.iteration, self.skipped, self.bad = 0, 0, 0  # the next one; losses that were not numbers; of them the last in a row
         if stage.sharded:
             self.net, self.ema = sharded(net, stage.dtype), sharded(self.ema, stage.dtype)
-        dtype = torch.float32 if stage.sharded else stage.dtype  # FSDP makes its own copies in the type that computes
-        self.half = HalfCopy(self.net, lambda: copy.deepcopy(net), dtype)
+        self.half = HalfCopy(self.net, lambda: copy.deepcopy(net), stage.dtype, stage.sharded)
         self.optimiser = MuonAdamW(self.net, muon=stage.muon, dtype=stage.dtype, faster=stage.faster)
         self.nets = [torch.compile(self.half.net) if stage.compiled else self.half.net]
         if stage.with_target:
-            self.target = HalfCopy(self.ema, lambda: copy.deepcopy(self.ema), dtype)
+            self.target = HalfCopy(self.ema, lambda: copy.deepcopy(self.ema), stage.dtype, stage.sharded)
             self.nets.append(self.target.net)
 
     def gradients(self, iteration):

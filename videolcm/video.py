@@ -118,6 +118,15 @@ def require_files(options):
         require_writable(path)
 
 
+def make_folder(path):
+    """The folder `path`, made if it is not there. AppError E_OUTPUT if it cannot be made or written to."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise AppError("E_OUTPUT", given=path) from error
+    require_writable(Path(path) / "clip.mp4")
+
+
 def require_writable(path):
     """AppError E_OUTPUT unless a file can be made at `path`: asked before the work, not after it. Leaves nothing behind."""
     path = Path(path)

@@ -4,6 +4,7 @@ In: a ref. Out: `load(ref, role)` and `list_models()`. What is behind a ref (pre
 nothing about sampling, pages or training.
 """
 
+import copy
 import json
 from contextlib import contextmanager
 from functools import lru_cache
@@ -51,6 +52,7 @@ def load(ref="toybox", role="student", device=None, dtype=None, compiled=False) 
     try:
         model = found(ref, role, device, dtype)
         if compiled:
+            model = model.with_denoiser(copy.copy(model.denoiser))  # what is kept for others stays as it is
             model.denoiser.compile()
         return model
     except Exception as error:
@@ -70,11 +72,15 @@ def found(ref, role, device, dtype):
     sources.require_here(ref)
     which, base = sources.split(ref)
     folder = folder_of(which)
-    if (folder / ADAPTER).is_dir():
+    try:
+        in_parts, is_model = (folder / ADAPTER).is_dir(), any((folder / file).is_file() for file in ("manifest.json", STOCK))
+    except OSError:  # no file can be called that
+        in_parts, is_model, folder = False, False, Path()
+    if in_parts:
         return load_parts_of(str(ref), folder, base, role, device, dtype)
     if folder.suffix.lower() in OFFICIAL:
         raise AppError("E_CONVERT", given=folder.name)
-    if not any((folder / file).is_file() for file in ("manifest.json", STOCK)):
+    if not is_model:
         raise AppError("E_MODEL", given=ref, known=", ".join(list_models()))
     with manifest_of(folder):
         manifest, places = read_manifest(folder)

@@ -39,15 +39,16 @@ class Frames(nn.Module):
 
     def forward(self, x0, noise, emb):
         """emb (B, emb): of the timestep."""
-        basis = self.basis.unflatten(1, (TIME * SPLIT**2, -1))  # (48, 16, 192)
-        weight = torch.einsum("l,lpc,wkc->klpw", self.scale, basis, self.enter.weight.unflatten(1, (2, -1)))  # (2, 48, 16, width)
+        basis, scale = (value.to(self.enter.weight.dtype) for value in (self.basis, self.scale))  # of shares of a network only weights are cast
+        basis = basis.unflatten(1, (TIME * SPLIT**2, -1))  # (48, 16, 192)
+        weight = torch.einsum("l,lpc,wkc->klpw", scale, basis, self.enter.weight.unflatten(1, (2, -1)))  # (2, 48, 16, width)
         x = torch.cat([x0, noise], 1).movedim(1, -1) @ weight.flatten(2).flatten(0, 1)  # (B, f, h, w, 16 width)
         x = x.unflatten(4, (TIME, SPLIT, SPLIT, -1)).permute(0, 1, 4, 2, 5, 3, 6, 7)  # (B, f, 4, h, 2, w, 2, width)
         x = (x.flatten(5, 6).flatten(3, 4).flatten(0, 2) + self.enter.bias).movedim(-1, 1)  # (B F, width, 2 h, 2 w)
         for block in self.blocks:
             x = block(x, emb, TIME * x0.shape[2])
-        weight = torch.einsum("l,lpc,cw->pwl", 1 / self.scale, basis, self.leave.weight)  # (16, width, 48)
-        bias = torch.einsum("l,lpc,c->l", 1 / self.scale, basis, self.leave.bias)
+        weight = torch.einsum("l,lpc,cw->pwl", 1 / scale, basis, self.leave.weight)  # (16, width, 48)
+        bias = torch.einsum("l,lpc,c->l", 1 / scale, basis, self.leave.bias)
         x = F.silu(x).movedim(1, -1).unflatten(2, (-1, SPLIT)).unflatten(1, (-1, SPLIT)).unflatten(0, (len(x0), -1, TIME))
         x = x.permute(0, 1, 3, 5, 2, 4, 6, 7).flatten(4) @ weight.flatten(0, 1) + bias
         return x.movedim(-1, 1)

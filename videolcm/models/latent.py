@@ -79,8 +79,7 @@ class LatentModel(VideoModel):
         raise NotImplementedError
 
     def denoise(self, x_t, t, cond):
-        dtype = next(self.denoiser.parameters()).dtype
-        said = self.predict(x_t.to(dtype), t, cond.map(lambda value: value.to(self.device, dtype)))
+        said = self.predict(x_t.to(self.dtype), t, cond.map(lambda value: value.to(self.device, self.dtype)))
         return PREDICTIONS[self.prediction](self.schedule, x_t.float(), said.float(), t)
 
 
