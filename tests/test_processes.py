@@ -45,9 +45,15 @@ def runs(tmp_path_factory):
         f"{common} --batch 2 --out {folder}/half --shard --lora 2 --dtype bfloat16",
     ]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(TESTS / "processes_script.py")]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "VIDEOLCM_JOBS": str(folder / "jobs"), "PYTHONPATH": os.pathsep.join(sys.path)}
+    env = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONFAULTHANDLER": "1",
+        "VIDEOLCM_JOBS": str(folder / "jobs"),
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
     done = subprocess.run([*torchrun, *lines], env=env, capture_output=True, text=True, timeout=1800, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.returncode == 0, done.stderr[-12000:]
     for name, options in (("one", "--batch 4"), ("goes", "--batch 2 --accumulate 2"), ("alone", "--batch 4 --lora 2")):
         assert command_line.main([*common.split(), *options.split(), "--out", str(folder / name)]) == 0
     return folder, done.stdout
