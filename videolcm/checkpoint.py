@@ -90,7 +90,12 @@ def save_checkpoint(folder, step, tensors, state):
     sha256 = write_weights(weights, tensors)
     write_json(manifest, {"step": step, "sha256": sha256, "state": state, "check": check_of(step, state)})
     mine = [path for path in sorted(folder.glob("step-*.json")) if path.stem <= manifest.stem]
-    for old in set(folder.glob("step-*.json")).difference(mine[-KEEP:]):
+    remove_checkpoints(folder, mine[-KEEP:])
+
+
+def remove_checkpoints(folder, but=()):
+    """Removes the checkpoints in `folder` whose manifests are not in `but`: those of another run, which nobody shall go on with, and old ones."""
+    for old in set(folder.glob("step-*.json")).difference(but):
         old.unlink()
         old.with_suffix(".safetensors").unlink(missing_ok=True)
 

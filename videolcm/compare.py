@@ -213,7 +213,9 @@ def followed(request, frames):
     """{figure: value} how well frames uint8 (F, H, W, 3) keep to what the request follows; {} for text, None where nothing here reads
     such a map from the clip, or where a figure has no meaning."""
     found = {}
-    for name in dict.fromkeys((*MAPS_OF[request.task], *request.also)) if request.task != "text" else ():
+    if request.task == "text":
+        return found
+    for name in dict.fromkeys((*MAPS_OF[request.task], *request.also)):
         if name == "masked":
             found["PSNR outside"] = psnr_outside(frames, request.video, request.hole > 0)
             continue

@@ -152,11 +152,11 @@ def held_out(encode):
 @torch.no_grad()
 def errors(net, encode_text, x0, toys, captions):
     """The squared error of x0 over sigma_t^2 at each of LOOKED_AT, by text alone: {"toys": where toys are, "everywhere"}, three digits."""
-    schedule, found = Schedule(), {"toys": [], "everywhere": []}
+    schedule, contexts, found = Schedule(), encode_text(captions).split(8), {"toys": [], "everywhere": []}
     for step in LOOKED_AT:
         t, eps = torch.full((len(x0),), step), torch.randn(x0.shape, generator=generator(33, step))
         noised = schedule.add_noise(x0, eps, t)
-        parts = zip(noised.split(8), t.split(8), encode_text(captions).split(8), strict=True)
+        parts = zip(noised.split(8), t.split(8), contexts, strict=True)
         made = torch.cat([net(x_t, part, Conditions(context)).float() for x_t, part, context in parts])
         error = ((made - x0) / schedule.alpha_sigma(t, x0)[1]) ** 2
         found["toys"].append(round(float(error.mean(1, keepdim=True)[toys].mean()), 3))

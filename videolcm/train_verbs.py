@@ -157,9 +157,6 @@ def run_distill(args):
         (args.shard and args.optimiser == "muon", "--shard takes --optimiser adamw alone"),
         (args.shard and args.preview_every, "with --shard no process has a whole network for --preview-every"),
     )
-    from .video import make_folder
-
-    make_folder(args.out)
     if args.job:
         return work(args.out, lambda worker: distil(args, worker))
     with suppress(Stopped):
@@ -254,7 +251,9 @@ def train_student(args, teacher, config, worker):
     from .lease import Lease
     from .previews import Previews
     from .students import jobs_folder
+    from .video import make_folder
 
+    make_folder(args.out)
     clips = after_the_first(lambda: clips_of(args, teacher, worker, config.conditions))
     begin = beginning(config, args.teacher) if config.begin and not args.resume else None
     stage, turn = distill_stage(teacher, clips, config, args.checkpointing, args.shard, begin), Lease(jobs_folder()).turn

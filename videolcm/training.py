@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from .checkpoint import load_checkpoint, misfits, remove_leftovers, save_checkpoint, write_atomic
+from .checkpoint import load_checkpoint, misfits, remove_checkpoints, remove_leftovers, save_checkpoint, write_atomic
 from .errors import AppError
 from .optim import HalfCopy, MuonAdamW, update_ema
 from .processes import agreed, average, laid_out, rank, sharded, whole, world
@@ -106,8 +106,8 @@ def train(stage, out, seed=0, resume=False, minutes=None, turn=nullcontext, save
     out, first = Path(out), rank() == 0
     if first:
         out.mkdir(parents=True, exist_ok=True)
-        for other in () if resume else list(out.glob("step-*.json")):  # another run's, which a --resume would go on with
-            other.unlink()
+        if not resume:
+            remove_checkpoints(out)
         remove_leftovers(out)
     torch.manual_seed(seed)
     run = Run(stage, stage.make())
