@@ -207,7 +207,7 @@ def distil(args, worker):
         if not worker.wish:
             reached = train_student(args, teacher, config, worker)
         elif not has_checkpoint(args.out):
-            raise Stopped
+            worker.heed()
         if rank():
             return None
         if worker.wish in (None, "cancel"):
