@@ -100,3 +100,9 @@ def test_the_words_are_those_of_the_world():
     tables |= {"motion": world.MOTION_WORDS, "motion of a ball": world.ROLL_WORDS, "floor": world.FLOOR_WORDS, "sky": world.SKY_WORDS}
     assert rows == {name: "; ".join(", ".join(dict.fromkeys(words)) for words in table.values()) for name, table in tables.items()}
     assert list(rows) == list(tables)
+
+
+def test_every_variable_that_the_code_reads_is_in_its_table():
+    said = set(re.findall(r"`(VIDEOLCM_\w+)`", "".join(re.findall(r"^\| (.*?) \|", section_of("Settings of the environment"), re.MULTILINE))))
+    code = [README.with_name("app.py"), *(README.parent / "videolcm").rglob("*.py")]
+    assert said == set(re.findall(r"VIDEOLCM_[A-Z_]+", "".join(path.read_text(encoding="utf-8") for path in code)))
