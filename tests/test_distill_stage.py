@@ -153,9 +153,9 @@ def test_the_command_asks_for_them_where_a_map_is_learned(teacher, monkeypatch, 
     assert train_verbs.clips_of(args, teacher, None, conditions) is free
 
 
-@pytest.mark.parametrize("verb", ["distill", "pretrain data"])
+@pytest.mark.parametrize("verb", ["distill", "pretrain data", "pretrain text"])
 def test_a_folder_that_cannot_be_is_told_before_the_work(tmp_path, capsys, verb):
     (tmp_path / "file").write_text("")
-    out = tmp_path / "file" / ("run" if verb == "distill" else "data")
+    out = tmp_path / {"distill": "file/run", "pretrain data": "file/data", "pretrain text": "file"}[verb]
     assert command_line.main([*verb.split(), "--out", str(out)]) == 2
     assert capsys.readouterr().err.startswith("[E_OUTPUT]")

@@ -57,6 +57,21 @@ def test_the_teacher_is_also_taught_what_changes_from_one_half_second_to_the_nex
     assert losses[1] > 1.01 * losses[0] and losses[2] - losses[0] == pytest.approx(3 * (losses[1] - losses[0]), rel=1e-4)
 
 
+@pytest.mark.parametrize("near", [1, 2, 3])
+def test_windows_and_whole_clips_take_turns_each_at_their_noise(clips, near):
+    stage, seen = pretrain.teacher_stage("nowhere", encode_text, tiny.codec(), batch=8, near=near, least=700, config=tiny.DENOISER), []
+
+    def net(x_t, t, cond, windows):
+        seen.append((windows is not None, t))
+        return x_t
+
+    for iteration in range(8):
+        stage.loss(net, iteration)
+    whole, close = (torch.cat([t for there, t in seen if there is kind]) for kind in (False, True))
+    assert len(close) == 2 * near * 16 and len(whole) == 2 * (4 - near) * 8
+    assert whole.min() >= 600 and (whole < 700).float().mean() <= pretrain.NOISY_SHARE and close.max() < pretrain.NEAR and close.min() < 300
+
+
 def test_a_teacher_that_goes_on_begins_with_the_shipped_weights_at_a_rate_that_leaves_them(clips, tmp_path):
     anew, on = (pretrain.stage_of("teacher", tmp_path, warm=warm) for warm in (False, True))
     net, known = on.make(), pretrain.shipped("teacher").state_dict()

@@ -87,34 +87,46 @@ LAST_SHARE = 0.05  # of a batch at t = 999, where content is decided
 NOISY_SHARE, NOISY = 0.1, 600  # of a batch from here on, besides the uniform rest: few, since shapes are lost at little noise (training log)
 DROP_MAPS = 0.6  # text alone is the hardest of the four tasks
 OBJECT_WEIGHT = 3.0  # added to the loss where objects are
-NEAR = 700  # timesteps at which windows are looked at
-GOING_ON = {"lr": 5e-4, "warmup": 20, "ema": 0.99, "faster": {"frames.": 6.0}}  # of trained weights; their level of frames came last
+NEAR = 800  # timesteps at which windows are looked at
+GOING_ON = {"lr": 5e-4, "warmup": 20, "ema": 0.99, "faster": {"frames.coarse.": 6.0}}  # of trained weights; these came last
+WELL_ON = {"near": 2, "least": 400}  # of a teacher's: what is seen in clips is decided at much noise (training log)
 HELD_OUT = range(500_000, 500_048)  # seeds of plain clips that nothing is trained on, nor asked for by the prompts
-LOOKED_AT = (50, 100, 250, 400, 500, 750)  # timesteps at which they are denoised
+LOOKED_AT = (50, 250, 400, 500, 750, 900)  # timesteps at which they are denoised
 SEAM_WEIGHT = 3.0  # of what changes from one half second to the next and should not, or the other way round
 
 
 def teacher_stage(
-    folder, encode_text, codec, iterations=3000, batch=32, kinds=("plain", "free"), config=None, validate=None, make_backdrop=None, **stage
+    folder,
+    encode_text,
+    codec,
+    iterations=3000,
+    batch=32,
+    kinds=("plain", "free"),
+    near=3,
+    least=0,
+    config=None,
+    validate=None,
+    make_backdrop=None,
+    **stage,
 ):
     """The denoiser, begun with a trained backdrop where `make_backdrop` gives one: the loss of v-prediction, maps as `data.conditions` drops them,
-    text dropped for one sample in ten; and of what pictures of `codec` change by where half seconds meet. Three batches of four are of windows around
-    objects, with less noise: twice the samples in half the time."""
+    text dropped for one sample in ten; and of what pictures of `codec` change by where half seconds meet. Of four batches `near` are windows around
+    objects, with less noise: twice the samples in half the time; the rest are whole clips at t >= `least`."""
     clips = Clips(folder, kinds, TEACHING)
     schedule = Schedule()
 
     def loss(net, iteration):
         g, rng = generator(31, iteration), np.random.default_rng((31, iteration))
-        near = iteration % 4 > 0
-        chosen, x0, cond = conditioned_batch(clips, 2 * batch if near else batch, encode_text, g, rng)
+        close = iteration % 4 >= 4 - near
+        chosen, x0, cond = conditioned_batch(clips, 2 * batch if close else batch, encode_text, g, rng)
         ids = clips.arrays["ids"][chosen]
         weight, windows = object_weight(ids, x0.shape[2:], OBJECT_WEIGHT), None
-        if near:
+        if close:
             windows = windows_around(ids, x0.shape[2:], g)
             x0, weight = windows(x0), windows(weight)
             t = torch.randint(NEAR, (len(x0),), generator=g)
         else:
-            t = drawn_timesteps(schedule, batch, g)
+            t = drawn_timesteps(schedule, batch, g, least)
         eps = torch.randn(x0.shape, generator=g)
         _, sigma = schedule.alpha_sigma(t, x0)
         made = net(schedule.add_noise(x0, eps, t), t, cond, windows)
@@ -187,10 +199,10 @@ def conditioned_batch(clips, batch, encode_text, g, rng):
     return chosen, clips.arrays["latents"][chosen].float(), conditions(clips, chosen, encode_text, g, rng, drop_maps=DROP_MAPS)
 
 
-def drawn_timesteps(schedule, n, g):
-    """int64 (n,): uniform, but for the shares at the last timestep and at the noisy end."""
+def drawn_timesteps(schedule, n, g, least=0):
+    """int64 (n,): uniform from `least` on, but for the shares at the last timestep and at the noisy end."""
     last, noisy = round(n * LAST_SHARE), round(n * NOISY_SHARE)
-    t = torch.randint(schedule.train_steps, (n,), generator=g)
+    t = torch.randint(least, schedule.train_steps, (n,), generator=g)
     t[last : last + noisy] = torch.randint(NOISY, schedule.train_steps, (noisy,), generator=g)
     t[:last] = schedule.train_steps - 1
     return t
@@ -326,7 +338,7 @@ def stage_of(name, runs, warm=False, **settings):
     elif name == "backdrop":
         stage = backdrop_stage(data, trained(runs, "text").encode, **settings)
     else:
-        stage = shown_teacher_stage(data, runs, settings)
+        stage = shown_teacher_stage(data, runs, (WELL_ON if warm else {}) | settings)
     if not warm:
         return stage
     plan = GOING_ON if name == "teacher" else {}
@@ -345,7 +357,7 @@ def shown_teacher_stage(data, runs, settings):
     def make_backdrop():
         return trained(runs, "backdrop", torch.float32) if (Path(runs) / "backdrop").exists() else Denoiser()
 
-    return teacher_stage(data, text.encode, codec, validate=validate, validate_every=250, make_backdrop=make_backdrop, **settings)
+    return teacher_stage(data, text.encode, codec, validate=validate, validate_every=100, make_backdrop=make_backdrop, **settings)
 
 
 def render_clips(runs, clips, free_share=0.1):

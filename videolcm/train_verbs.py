@@ -61,6 +61,7 @@ def run_pretrain(args):
         return {"folder": str(pretrain.ship_all(out.parent))}
     settings = {} if args.iterations is None else {"iterations": positive(args.iterations, "iterations")}
     stage = pretrain.stage_of(args.stage, out.parent, args.warm, **settings)
+    make_folder(out)
     return train_and_report(replace(stage, compiled=args.compile, dtype=models.pick_dtype(args.dtype, torch.device("cpu"))), out, args)
 
 
