@@ -118,6 +118,13 @@ def test_hed_fast_has_its_lines_in_the_same_places():
     assert made[rim() < 1].mean() > 0.7 and made[rim() > 20].mean() < 0.1
 
 
+def test_weights_that_are_kept_as_whole_numbers_are_multiplied_by_the_scale_of_their_output():
+    kept = {"a.weight": torch.tensor([[[[-127]], [[2]]], [[[0]], [[5]]]], dtype=torch.int8), "a.bias": torch.tensor([1.5, 2.0]).half()}
+    made = conditions.of_bytes(kept | {"a.weight.scale": torch.tensor([0.5, 2.0]).half()})
+    assert made["a.weight"].flatten(1).tolist() == [[-63.5, 1.0], [0.0, 10.0]] and made["a.bias"].tolist() == [1.5, 2.0]
+    assert made.keys() == {"a.weight", "a.bias"} and {value.dtype for value in made.values()} == {torch.float32}
+
+
 def test_hed_weights_are_checked(tmp_path, monkeypatch):
     real = conditions.ASSETS / "hed" / conditions.HED_FILE
     monkeypatch.setattr(conditions, "ASSETS", tmp_path)

@@ -27,7 +27,8 @@ from .errors import AppError
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 KINDS = ("depth", "sketch")
-HED_FILE, HED_SHA256 = "hed_bsds500.safetensors", "902c367207e808e67411a56e84f7541370eb82d4216a70f1b53164a9767a8558"
+HED_FILE, HED_SHA256 = "hed_bsds500.safetensors", "7121a055f9d396382a9d70a86f047eec55003685b3dd9f0690c1acef821fd448"
+SCALE = ".scale"
 PIDINET_FILE, PIDINET_REPO = "table5_pidinet.pth", "lllyasviel/Annotators"
 MIDAS_UNUSED = "neck.fusion_stage.layers.0.residual_layer1."  # of the first fusion, which has nothing to fuse with: no file holds it
 MIDAS = {  # extractor: (repository, its files, the variable that may name their folder)
@@ -207,8 +208,15 @@ def controlnet(part):
 @lru_cache(maxsize=2)
 def hed_network(device, dtype):
     net = controlnet("hed").ControlNetHED_Apache2()
-    net.load_state_dict(read_weights(ASSETS / "hed" / HED_FILE, HED_SHA256))
+    net.load_state_dict(of_bytes(read_weights(ASSETS / "hed" / HED_FILE, HED_SHA256)))
     return net.to(device, dtype, memory_format=torch.channels_last).eval().requires_grad_(False)
+
+
+def of_bytes(weights):
+    """{name: tensor} with whole numbers as they are kept, and under NAME.scale what each of their outputs is multiplied by -> float32, multiplied."""
+    scales = {name: weights[name] for name in weights if name.endswith(SCALE)}
+    kept = {name: value.float() for name, value in weights.items() if name not in scales}
+    return {name: value * scales[name + SCALE].float()[:, None, None, None] if name + SCALE in scales else value for name, value in kept.items()}
 
 
 def hed(frames, device, dtype):
