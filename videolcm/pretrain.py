@@ -88,8 +88,8 @@ NOISY_SHARE, NOISY = 0.1, 600  # of a batch from here on, besides the uniform re
 DROP_MAPS = 0.6  # text alone is the hardest of the four tasks
 OBJECT_WEIGHT = 3.0  # added to the loss where objects are
 NEAR = 800  # timesteps at which windows are looked at
-GOING_ON = {"lr": 5e-4, "warmup": 20, "ema": 0.99, "faster": {"frames.coarse.coarse.": 6.0}}  # of trained weights; these came last
-WELL_ON = {"near": 2, "least": 400, "toys": 8.0}  # of a teacher's: what is seen in clips is decided at much noise (training log)
+GOING_ON = {"lr": 5e-4, "warmup": 20, "ema": 0.99, "faster": {"frames.coarse.": 6.0}}  # of trained weights; these came last
+WELL_ON = {"near": 2, "least": 400}  # of a teacher's: what is seen in clips is decided at much noise (training log)
 HELD_OUT = range(500_000, 500_048)  # seeds of plain clips that nothing is trained on, nor asked for by the prompts
 LOOKED_AT = (50, 250, 400, 500, 750, 900)  # timesteps at which they are denoised
 SEAM_WEIGHT = 3.0  # of what changes from one half second to the next and should not, or the other way round
@@ -104,7 +104,6 @@ def teacher_stage(
     kinds=("plain", "free"),
     near=3,
     least=0,
-    toys=OBJECT_WEIGHT,
     config=None,
     validate=None,
     make_backdrop=None,
@@ -112,8 +111,7 @@ def teacher_stage(
 ):
     """The denoiser, begun with a trained backdrop where `make_backdrop` gives one: the loss of v-prediction, maps as `data.conditions` drops them,
     text dropped for one sample in ten; and of what pictures of `codec` change by where half seconds meet. Of four batches `near` are windows around
-    objects, with less noise: twice the samples in half the time; the rest are whole clips at t >= `least`. Where objects are, `toys` is added to the
-    weight of the loss."""
+    objects, with less noise: twice the samples in half the time; the rest are whole clips at t >= `least`."""
     clips = Clips(folder, kinds, TEACHING)
     schedule = Schedule()
 
@@ -122,7 +120,7 @@ def teacher_stage(
         close = iteration % 4 >= 4 - near
         chosen, x0, cond = conditioned_batch(clips, 2 * batch if close else batch, encode_text, g, rng)
         ids = clips.arrays["ids"][chosen]
-        weight, windows = object_weight(ids, x0.shape[2:], toys), None
+        weight, windows = object_weight(ids, x0.shape[2:], OBJECT_WEIGHT), None
         if close:
             windows = windows_around(ids, x0.shape[2:], g)
             x0, weight = windows(x0), windows(weight)
