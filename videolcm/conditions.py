@@ -214,9 +214,8 @@ def hed_network(device, dtype):
 
 def of_bytes(weights):
     """{name: tensor} with whole numbers as they are kept, and under NAME.scale what each of their outputs is multiplied by -> float32, multiplied."""
-    scales = {name: weights[name] for name in weights if name.endswith(SCALE)}
-    kept = {name: value.float() for name, value in weights.items() if name not in scales}
-    return {name: value * scales[name + SCALE].float()[:, None, None, None] if name + SCALE in scales else value for name, value in kept.items()}
+    scales = {name: weights[name + SCALE].float()[:, None, None, None] for name in weights if name + SCALE in weights}
+    return {name: value.float() * scales.get(name, 1) for name, value in weights.items() if not name.endswith(SCALE)}
 
 
 def hed(frames, device, dtype):
