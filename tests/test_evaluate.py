@@ -107,6 +107,8 @@ def test_bad_numbers_are_refused_before_anything_is_loaded(words, capsys):
         ("--worst worst.png --steps ", "E_ARGUMENTS"),
         ("--worst worst.png --task depth", "E_ARGUMENTS"),
         ("--seeds 2 --task depth", "E_ARGUMENTS"),
+        ("--keep none/kept.jsonl", "E_OUTPUT"),
+        ("--keep kept.jsonl --task depth", "E_ARGUMENTS"),
     ],
 )
 def test_what_cannot_be_written_or_done_is_said_before_anything_is_measured(words, code, tmp_path, monkeypatch, capsys):
@@ -311,6 +313,42 @@ def test_several_students_each_by_its_own_sampler_or_all_by_one(invented):
     invented.clear()
     list(evaluate.evaluate(students, toybox("teacher"), ROWS, (1,), (), "tcd", gamma=0.5))
     assert {row[2:] for row in invented if row[0] == "student"} == {("tcd", 0.5)}
+
+
+def measured(keep, rows=ROWS, students=("student",), steps=(1, 4)):
+    """{name: figures} as they are kept in a file, and how many lines of progress there were."""
+    events = [*evaluate.evaluate({name: toybox() for name in students}, toybox("teacher"), rows, steps, (50,), keep=keep)]
+    return {name: figures for name, figures in events if figures}, sum(figures is None for _, figures in events)
+
+
+def test_what_is_kept_of_an_evaluation_goes_on_with_more_clips(invented, tmp_path):
+    keep = tmp_path / "kept.jsonl"
+    whole, clips_made = measured(tmp_path / "whole.jsonl")
+    assert clips_made == 6 * len(ROWS) and measured(None) == (whole, clips_made)
+    _, few = measured(keep, ROWS[:1])
+    found, more = measured(keep)
+    assert (found, few, more) == (whole, 6, 6 * (len(ROWS) - 1))
+    invented.clear()
+    assert measured(keep) == (whole, 0) and not invented
+    other = [{**ROWS[0], "said": ({}, {})}, {**ROWS[1], "seed": 77}, {**ROWS[2], "number": 8}]
+    assert measured(keep, other)[1] == 6 * 2  # the number of a prompt in its file says nothing of the clip
+
+
+def test_half_a_line_is_made_again_and_an_evaluation_of_other_rows_is_refused(invented, tmp_path, monkeypatch):
+    keep = tmp_path / "kept.jsonl"
+    monkeypatch.setattr(evaluate, "BATCH", 1)
+    whole, _ = measured(keep)
+    for left in (40, 1):
+        keep.write_text(keep.read_text()[:-left])
+        assert measured(keep) == (whole, 6) and measured(keep) == (whole, 0)
+    for more in ({"steps": (1,)}, {"students": ("other",)}):
+        with pytest.raises(AppError) as error:
+            measured(keep, **more)
+        assert error.value.code == "E_MEASURED"
+    retrained = toybox()
+    retrained.info = replace(retrained.info, sha256="1" * 64)
+    with pytest.raises(AppError, match="E_MEASURED|other networks"):
+        list(evaluate.evaluate({"student": retrained}, toybox("teacher"), ROWS, (1, 4), (50,), keep=keep))
 
 
 def test_what_was_gained_is_a_difference_clip_by_clip():

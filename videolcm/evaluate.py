@@ -145,34 +145,97 @@ TEACHER = "teacher, DDIM"
 BEFORE = "teacher undistilled, LCM"  # what a student is before it has learned anything
 
 
-def evaluate(students, teacher, rows, steps=(1, 2, 4, 8), teacher_steps=(50,), sampler=None, **knobs):
-    """Yields (line, None) of progress and (name, figures) of each finished row: rendered, teacher, the undistilled teacher, students.
+def evaluate(students, teacher, rows, steps=(1, 2, 4, 8), teacher_steps=(50,), sampler=None, keep=None, **knobs):
+    """Yields (line, None) of progress, then (name, figures) of each row: rendered, teacher, the undistilled teacher, students.
 
     The first of `teacher_steps` is the reference of motion; without it the rendered clips are. `students` are {name: VideoModel}, each sampled by
-    its own `way` unless there is a `sampler` with its `knobs`; their rows say too what they gained on the undistilled teacher, as `gain`.
+    its own `way` unless there is a `sampler` with its `knobs`; their rows say too what they gained on the undistilled teacher, as `gain`. In the
+    file `keep` is what was seen of each clip, so what was stopped goes on there, with more of `rows` too. AppError E_MEASURED, E_DISK, E_INPUT.
     """
-    w, kept, goals = teacher.info.guidance, {}, []
-    plan = [("rendered clips", rendered_clips(rows))]
-    plan += [(f"{TEACHER} {n}", made_clips(teacher, rows, n, "ddim", w)) for n in teacher_steps]
-    plan += [(f"{BEFORE} {n}", made_clips(teacher, rows, n, "lcm", w)) for n in steps]
+    plan = ways_of(students, teacher, steps, teacher_steps, sampler, knobs)
+    known = read_kept(keep, plan) if keep else {}
+    reference = [*plan][1 if teacher_steps else 0]
+    missing = [row for row in rows if clip_of(row) not in known]
+    for at in range(0, len(missing), BATCH):
+        part, found, goals = missing[at : at + BATCH], {}, []
+        for name, (make, _) in plan.items():
+            found[name] = []
+            for frames, row in zip(make(part), part, strict=True):
+                near = nearness(frames, goals[len(found[name])]) if len(goals) == len(part) else {}
+                found[name].append(seen(frames, row["said"]) | near)
+                if teacher_steps and name == reference:
+                    goals.append(frames)
+                yield f"clip {at + len(found[name])} of {len(missing)}: {name}", None
+        new = {clip_of(row): {name: found[name][i] for name in plan} for i, row in enumerate(part)}
+        known |= new
+        if keep:
+            add_kept(keep, plan, new)
+    kept = {name: [known[clip_of(row)][name] | {"number": row["number"]} for row in rows] for name in plan}
+    rendered = kept[next(iter(plan))]
+    for name, found in kept.items():
+        figures = summary(found, rendered, kept[reference])
+        yield name, figures | (gain(found, kept[before_of(name)]) if name.startswith(tuple(f"{one}, " for one in students)) else {})
+
+
+def ways_of(students, teacher, steps, teacher_steps, sampler, knobs):
+    """{name of a row: (what makes clips of `rows`, what tells its networks and settings from others)}."""
+
+    def made(model, n, how, guidance=0.0, **own):
+        settings = [model.info.sha256, n, how, guidance, model.info.guidance, *model.info.guided, own]
+        return lambda rows: made_clips(model, rows, n, how, guidance, **own), settings
+
+    w, plan = teacher.info.guidance, {"rendered clips": (rendered_clips, [])}
+    plan |= {f"{TEACHER} {n}": made(teacher, n, "ddim", w) for n in teacher_steps}
+    plan |= {f"{BEFORE} {n}": made(teacher, n, "lcm", w) for n in steps}
     for name, student in students.items():
         how, own = way_of(student, sampler, knobs)
-        plan += [(f"{name}, {how.upper()} {n}", made_clips(student, rows, n, how, **own)) for n in steps]
-    for name, made in plan:
-        kept[name] = []
-        for frames, row in zip(made, rows, strict=True):
-            near = nearness(frames, goals[len(kept[name])]) if len(goals) == len(rows) else {}
-            kept[name].append(seen(frames, row["said"]) | near | {"number": row["number"]})
-            if teacher_steps and name == plan[1][0]:
-                goals.append(frames)
-            yield f"{name}: {len(kept[name])}/{len(rows)}", None
-        rendered, reference = kept[plan[0][0]], kept.get(plan[1][0]) if teacher_steps else kept[plan[0][0]]
-        if reference is None:  # the rendered clips' row waits for the teacher's motion
-            continue
-        if teacher_steps and name == plan[1][0]:
-            yield plan[0][0], summary(rendered, rendered, reference)
-        figures = summary(kept[name], rendered, reference)
-        yield name, figures | (gain(kept[name], kept[before_of(name)]) if name.startswith(tuple(f"{one}, " for one in students)) else {})
+        plan |= {f"{name}, {how.upper()} {n}": made(student, n, how, **own) for n in steps}
+    return plan
+
+
+def clip_of(row):
+    """What tells the clips of a row of prompts from those of others, a text."""
+    return json.dumps([row["prompt"], row["seed"], row["said"]])
+
+
+def read_kept(path, plan):
+    """{clip_of: {name of a row: what was `seen`}} of the file at `path`, whose first line tells of which rows: {} where there is no file yet. What
+    a process that was killed wrote half is made again. AppError E_MEASURED if it is of other rows than `plan`, E_INPUT if it cannot be read."""
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line] if path.exists() else []
+    except (OSError, ValueError) as error:
+        raise AppError("E_INPUT", given=path) from error
+    first, *rest = [*map(read_line, lines)] or [None]
+    if lines and first != settings_of(plan):
+        raise AppError("E_MEASURED", given=path)
+    known = {}
+    for clip, found in filter(None, rest):
+        known[clip] = {name: row | {"features": np.array(row["features"], np.float32)} for name, row in found.items()}
+    return known
+
+
+def read_line(line):
+    """What a line of JSON says; None of half a line."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
+
+
+def settings_of(plan):
+    """The first line of a file of what was seen."""
+    return {name: settings for name, (_, settings) in plan.items()}
+
+
+def add_kept(path, plan, new):
+    """Writes `new`, as `read_kept` gives it, at the end of the file. AppError E_DISK."""
+    rows = [[clip, {name: row | {"features": row["features"].tolist()} for name, row in found.items()}] for clip, found in new.items()]
+    try:
+        lines = rows if path.exists() and path.stat().st_size else [settings_of(plan), *rows]
+        with path.open("a", encoding="utf-8") as file:
+            file.write("".join(f"\n{json.dumps(line)}" for line in lines))  # the newline first: half a line before stays alone
+    except OSError as error:
+        raise AppError("E_DISK", given=path.name) from error
 
 
 def worst(model, rows, each, steps, sampler=None, count=3, **knobs):

@@ -31,6 +31,9 @@ def evaluate_arguments(parser):
     parser.add_argument("--student-guidance", type=number, metavar="W", help="w of a student that takes it as an input (default: its own)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="also write a plot of text match against steps, an SVG")
     parser.add_argument(
+        "--keep", type=Path, metavar="FILE", help="keep what is seen of each clip there: what was stopped goes on, also with a larger --count"
+    )
+    parser.add_argument(
         "--worst", type=Path, metavar="FILE", help="also draw the three clips of the last student's last row that show least of their prompts, a PNG"
     )
 
@@ -54,16 +57,16 @@ def run_evaluate(args):
     plan, found, text = (steps_of(args.steps, 8), steps_of(args.teacher_steps, 100)), {}, args.task == "text"
     refuse(
         (text and args.real, "--real is for the tasks that follow a video"),
-        (not text and (args.seeds != 1 or args.plot or args.worst), "--seeds, --plot and --worst are for --task text"),
+        (not text and (args.seeds != 1 or args.plot or args.worst or args.keep), "--seeds, --plot, --worst and --keep are for --task text"),
         (args.worst and not plan[0], "--worst wants --steps"),
     )
-    require_files({"--worst": args.worst, "--plot": args.plot})
+    require_files({"--keep": args.keep, "--worst": args.worst, "--plot": args.plot})
     students, teacher = students_of(args), models.load(args.model, role="teacher")
     asked = {"guidance": guidance, "guided": guided}
     teacher.info = replace(teacher.info, **{name: value for name, value in asked.items() if value is not None})
     if text:
         how = sampler_of(args.sampler, args.gamma)
-        events = evaluate(students, teacher, goals, *plan, **how)
+        events = evaluate(students, teacher, goals, *plan, **how, keep=args.keep)
     else:
         from .evaluate_guided import FIGURES, evaluate_guided, real_goals, rendered_goals
         from .evaluate_guided import guided_table as table
