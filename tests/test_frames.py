@@ -42,20 +42,35 @@ def test_it_begins_as_nothing_and_sees_frames_beside_each_other_alone():
     assert changed[:2].max() == 0 < min(changed[2], changed[3])  # two blocks see two frames away, which are in the latent frame before
 
 
-def test_its_coarse_part_begins_as_nothing_and_has_as_many_blocks_again_and_is_told_what_x0_comes_of():
-    emb, x0, noise, y = tiny.randn(3, 1, 16), tiny.randn(1, 1, 4, 4, 2, 2), tiny.randn(2, 1, 4, 4, 2, 2), tiny.randn(4, 4, 6, 2, 2)
-    plain, level = tiny.awake(Frames(4, 8, 3, 16)), Frames(4, 8, 3, 16, coarse=8, stem=6)
+# of frames 20 to 23 a block sees one frame down: in 3, in 1 + 3 + 2, and in 1 + 1 + 4 + 2 + 2 blocks; from what is told on in fewer
+@pytest.mark.parametrize("coarse, x0_alone, told_alone", [((), 4, []), ((8,), 3, [3]), ((8, 8), 2, [2, 2])])
+def test_coarse_parts_begin_as_nothing_and_see_farther_and_are_told_what_x0_comes_of(coarse, x0_alone, told_alone):
+    emb, x0, noise = tiny.randn(3, 1, 16), tiny.randn(1, 1, 4, 6, 4, 4), tiny.randn(2, 1, 4, 6, 4, 4)
+    told = [tiny.randn(4, 6, 6, 4, 4), tiny.randn(5, 3, 5, 2, 2)][: len(coarse)]
+    plain, level = tiny.awake(Frames(4, 8, 3, 16)), Frames(4, 8, 3, 16, coarse, (6, 5))
     plain.basis.copy_(torch.linalg.qr(tiny.randn(4, 3072, 4))[0].T)
     assert all("coarse" in name for name in level.load_state_dict(plain.state_dict(), strict=False).missing_keys)
-    assert torch.equal(level(x0, noise, emb, y), plain(x0, noise, emb))
+    assert torch.equal(level(x0, noise, emb, told), plain(x0, noise, emb))
     tiny.awake(level)
-    other, told = x0.clone(), y.clone()
-    other[:, :, 3] += 1
-    told[3] += 1
-    for net, others, first in ((plain, (other, y), 2), (level, (other, y), 1), (level, (x0, told), 1)):
-        # of frames 12 to 15: three blocks see down to 9, six down to 6, and the five that come after what is told down to 7
-        changed = (net(others[0], noise, emb, others[1]) - net(x0, noise, emb, y)).abs().amax((0, 1, 3, 4))
-        assert changed[:first].max() == 0 < changed[first:].min()
+    made = level(x0, noise, emb, told)
+
+    def latent_frames_that_stay(x0, told):
+        changed = (level(x0, noise, emb, told) - made).abs().amax((0, 1, 3, 4))
+        first = int((changed > 0).nonzero()[0])
+        assert changed[first:].min() > 0
+        return first
+
+    assert latent_frames_that_stay(with_another_end(x0, 2), told) == x0_alone
+    for i, first in enumerate(told_alone):
+        others = [with_another_end(value, 0) if i == j else value for j, value in enumerate(told)]
+        assert latent_frames_that_stay(x0, others) == first
+
+
+def with_another_end(value, dim):
+    """`value` with 1 added to the last of `dim`."""
+    value = value.clone()
+    value.select(dim, -1).add_(1)
+    return value
 
 
 def test_a_window_that_is_everything_changes_nothing_and_a_part_knows_where_it_is():

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from videolcm.judge import LOOK_FRAMES, LOOK_SIZE, Judge, look, text_match
-from videolcm.pretrain import flipped, shown_labels, turned, worn
+from videolcm.pretrain_judge import flipped, shown_labels, turned, worn
 from videolcm.world import ATTRIBUTES, OBJECT_ATTRIBUTES, SCENE_ATTRIBUTES, Plot, Toy, plot
 
 BALL = {"shape": "sphere", "colour": "red", "material": "shiny", "size": "small", "motion": "left"}

@@ -10,7 +10,7 @@ from videolcm import models
 from videolcm.evaluate import clips
 from videolcm.judge import judge, look
 from videolcm.models import ASSETS
-from videolcm.pretrain import shown_labels
+from videolcm.pretrain_judge import shown_labels
 from videolcm.world import sample
 
 FOLDER = ASSETS / "toybox"

@@ -202,8 +202,8 @@ def test_a_fresh_denoiser_gives_the_best_linear_guess():
 
 def test_the_network_sees_unit_variance_at_every_timestep(monkeypatch):
     net, (_, _, cond), seen = with_statistics(denoiser()), a_batch(2, 2, 16, 16, maps=()), []
-    features = torch.zeros(2 * 2, net.config.stem, 16, 16)
-    monkeypatch.setattr(net, "network", lambda x, *_: seen.append(x) or (torch.zeros_like(x), features))
+    told = torch.zeros(2 * 2, net.config.stem, 16, 16), torch.zeros(2, net.config.width, 8, 8)
+    monkeypatch.setattr(net, "network", lambda x, *_: seen.append(x) or (torch.zeros_like(x), told))
     x0 = latents_of(1)
     for t in (19, 499, 999):
         net(Schedule().add_noise(x0, randn(t, *x0.shape), t), torch.tensor([t, t]), cond)

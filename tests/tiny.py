@@ -16,7 +16,7 @@ WORDS = ("a", "ball", "blue", "cube", "grass", "on", "red", "rolls", "snow")
 CODEC = CodecConfig(latent=4, widths=(16, 12, 8), blocks=(1, 1, 1))
 TEXT = TextConfig(words=WORDS, width=16, heads=2, depth=1, length=10)
 DENOISER = DenoiserConfig(
-    latent=4, context=16, width=32, depth=1, heads=2, hidden=96, stem=16, fine=8, maps=8, backdrop=16, frames=8, frames_depth=1, frames_coarse=8
+    latent=4, context=16, width=32, depth=1, heads=2, hidden=96, stem=16, fine=8, maps=8, backdrop=16, frames=8, frames_depth=1, frames_coarse=(8, 8)
 )
 
 

@@ -1,5 +1,5 @@
-"""How assets/toybox was made: the stages text, backdrop, teacher and judge, and the order of all; codec and decoder are pretrain_codec.py's, depth is
-pretrain_depth.py's. The loop that runs them is training.py's.
+"""How assets/toybox was made: the stages text, backdrop and teacher, and the order of all; codec and decoder are pretrain_codec.py's, judge and depth
+are pretrain_judge.py's and pretrain_depth.py's. The loop that runs them is training.py's.
 
 In: clips, captions and attributes of Toybox. Out: a Stage a network. It knows nothing about samplers beyond the noise schedule.
 """
@@ -26,6 +26,7 @@ from .models.denoiser import Denoiser, DenoiserConfig, Windows
 from .models.toybox import TextConfig, TextEncoder
 from .pretrain_codec import codec_stage, decoder_stage
 from .pretrain_depth import depth_stage
+from .pretrain_judge import judge_stage
 from .schedule import Schedule
 from .shipping import GUIDED, sheet, ship
 from .training import Stage, averaged_weights, fill, generator
@@ -87,9 +88,9 @@ LAST_SHARE = 0.05  # of a batch at t = 999, where content is decided
 NOISY_SHARE, NOISY = 0.1, 600  # of a batch from here on, besides the uniform rest: few, since shapes are lost at little noise (training log)
 DROP_MAPS = 0.6  # text alone is the hardest of the four tasks
 OBJECT_WEIGHT = 3.0  # added to the loss where objects are
-NEAR = 800  # timesteps at which windows are looked at
-GOING_ON = {"lr": 5e-4, "warmup": 20, "ema": 0.99, "faster": {"frames.coarse.": 6.0}}  # of trained weights; these came last
-WELL_ON = {"near": 2, "least": 400}  # of a teacher's: what is seen in clips is decided at much noise (training log)
+NEAR = (0, 800)  # timesteps at which windows are looked at: first, and the one after the last
+GOING_ON = {"lr": 5e-4, "warmup": 20, "ema": 0.99, "faster": {"frames.coarse.coarse.": 3.0}}  # of trained weights; these came last
+WELL_ON = {"close": (300, 850), "least": 600, "toys": 8.0}  # of a teacher's: there shapes are lost, and here places (training log)
 HELD_OUT = range(500_000, 500_048)  # seeds of plain clips that nothing is trained on, nor asked for by the prompts
 LOOKED_AT = (50, 250, 400, 500, 750, 900)  # timesteps at which they are denoised
 SEAM_WEIGHT = 3.0  # of what changes from one half second to the next and should not, or the other way round
@@ -103,7 +104,9 @@ def teacher_stage(
     batch=32,
     kinds=("plain", "free"),
     near=3,
+    close=NEAR,
     least=0,
+    toys=OBJECT_WEIGHT,
     config=None,
     validate=None,
     make_backdrop=None,
@@ -111,20 +114,21 @@ def teacher_stage(
 ):
     """The denoiser, begun with a trained backdrop where `make_backdrop` gives one: the loss of v-prediction, maps as `data.conditions` drops them,
     text dropped for one sample in ten; and of what pictures of `codec` change by where half seconds meet. Of four batches `near` are windows around
-    objects, with less noise: twice the samples in half the time; the rest are whole clips at t >= `least`."""
+    objects, at timesteps `close`: twice the samples in half the time; the rest are whole clips at t >= `least`. Where objects are, `toys` is added
+    to the weight of the loss."""
     clips = Clips(folder, kinds, TEACHING)
     schedule = Schedule()
 
     def loss(net, iteration):
         g, rng = generator(31, iteration), np.random.default_rng((31, iteration))
-        close = iteration % 4 >= 4 - near
-        chosen, x0, cond = conditioned_batch(clips, 2 * batch if close else batch, encode_text, g, rng)
+        cut = iteration % 4 >= 4 - near
+        chosen, x0, cond = conditioned_batch(clips, 2 * batch if cut else batch, encode_text, g, rng)
         ids = clips.arrays["ids"][chosen]
-        weight, windows = object_weight(ids, x0.shape[2:], OBJECT_WEIGHT), None
-        if close:
+        weight, windows = object_weight(ids, x0.shape[2:], toys), None
+        if cut:
             windows = windows_around(ids, x0.shape[2:], g)
             x0, weight = windows(x0), windows(weight)
-            t = torch.randint(NEAR, (len(x0),), generator=g)
+            t = torch.randint(*close, (len(x0),), generator=g)
         else:
             t = drawn_timesteps(schedule, batch, g, least)
         eps = torch.randn(x0.shape, generator=g)
@@ -206,82 +210,6 @@ def drawn_timesteps(schedule, n, g, least=0):
     t[last : last + noisy] = torch.randint(NOISY, schedule.train_steps, (noisy,), generator=g)
     t[:last] = schedule.train_steps - 1
     return t
-
-
-# ---- judge
-
-
-def judge_stage(folder, iterations=2000, batch=24):
-    """The judge, on what rendered clips look like at 128x128, also mirrored, backwards and moved; one clip in 16 is kept for validation."""
-    clips = Clips(folder, ("plain",), ("look",))
-    labels = [shown_labels(told) for told in clips.plots]
-    held = np.arange(0, len(clips), 16)
-    rest = np.setdiff1d(np.arange(len(clips)), held)
-
-    def targets(rows):
-        return {key: torch.tensor([row[key] for row in rows]) for key in rows[0]}
-
-    def loss(net, iteration):
-        rng = np.random.default_rng((41, iteration))
-        chosen = rng.choice(rest, batch)
-        pixels = clips.arrays["look"][chosen].permute(0, 1, 4, 2, 3).float() / 127.5 - 1
-        seen, rows = zip(*(turned(clip, labels[i], *(rng.random(2) < 0.5)) for clip, i in zip(pixels, chosen, strict=True)), strict=True)
-        pixels = torch.stack([worn(clip, rng) for clip in seen])
-        told, wanted = net(pixels.to(next(net.parameters()).dtype)), targets(rows)
-        return sum(F.cross_entropy(logits.float(), wanted[key]) for key, logits in told.items()) / len(told)
-
-    @torch.no_grad()
-    def validate(net, out, iteration):
-        wanted, right = targets([labels[i] for i in held]), {}
-        for at in range(0, len(held), 32):
-            pixels = clips.arrays["look"][held[at : at + 32]].permute(0, 1, 4, 2, 3).float() / 127.5 - 1
-            for key, logits in net(pixels.to(next(net.parameters()).dtype)).items():
-                right.setdefault(key, []).append(logits.argmax(1) == wanted[key][at : at + 32])
-        scores = {f"{name}{slot}": float(torch.cat(hits).float().mean()) for (name, slot), hits in right.items()}
-        return {"mean": round(sum(scores.values()) / len(scores), 4)} | {key: round(value, 3) for key, value in scores.items()}
-
-    return Stage(Judge, loss, iterations, 1e-3, batch, validate=validate, validate_every=100, warmup=50, cooldown=0.6)
-
-
-def shown_labels(told):
-    """{(attribute, slot): class} of everything that is seen; toys stand from left to right in the order of the caption."""
-    slots = {(name, i): ATTRIBUTES[name].index(getattr(toy, name)) for i, toy in enumerate(told.toys) for name in OBJECT_ATTRIBUTES}
-    absent = {(name, 1): len(ATTRIBUTES[name]) for name in OBJECT_ATTRIBUTES}
-    return absent | slots | {(name, 2): ATTRIBUTES[name].index(getattr(told, name)) for name in SCENE_ATTRIBUTES}
-
-
-def turned(clip, labels, mirrored, backwards):
-    """A clip (F, 3, H, W) and its labels, mirrored, backwards, or both."""
-    if mirrored:
-        clip, labels = clip.flip(3), flipped(labels)
-    if backwards:
-        clip, labels = clip.flip(0), exchanged(exchanged(labels, "left", "right"), "closer", "away")
-    return clip, labels
-
-
-def flipped(labels):
-    """The labels of the mirrored clip: left is right, and of two objects the order changes."""
-    two = labels["shape", 1] < len(ATTRIBUTES["shape"])
-    return exchanged({(name, 1 - slot if two and slot < 2 else slot): value for (name, slot), value in labels.items()}, "left", "right")
-
-
-def exchanged(labels, one, other):
-    """The labels with two motions in each other's place."""
-    a, b = (ATTRIBUTES["motion"].index(name) for name in (one, other))
-    return {key: {a: b, b: a}.get(value, value) if key[0] == "motion" else value for key, value in labels.items()}
-
-
-def worn(clip, rng):
-    """A clip (F, 3, H, W) as a codec might leave it: a little blurred, noisy, brighter or darker; and moved by up to 4 pixels up or down and 8
-    to a side."""
-    down, right = rng.integers(-4, 5), rng.integers(-8, 9)
-    rows, columns = (np.clip(np.arange(n) + by, 0, n - 1) for n, by in zip(clip.shape[2:], (down, right), strict=True))
-    clip = clip[:, :, rows][..., columns]
-    if rng.random() < 0.4:
-        size = int(rng.integers(56, 112))
-        clip = F.interpolate(F.interpolate(clip, (size, size), mode="area"), clip.shape[2:], mode="bilinear", align_corners=False)
-    noise = torch.randn(clip.shape, generator=torch.Generator().manual_seed(int(rng.integers(2**31))))
-    return clip * float(rng.uniform(0.92, 1.08)) + float(rng.uniform(-0.04, 0.04)) + noise * float(rng.uniform(0, 0.04))
 
 
 # ---- the order of work

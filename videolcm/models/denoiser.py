@@ -36,7 +36,7 @@ class DenoiserConfig:
     hint: int = 96  # channels in which the backdrop sees the maps
     frames: int = 64  # in the last level, on cells of 8 pixels of single frames
     frames_depth: int = 2  # 0: without it
-    frames_coarse: int = 96  # in its middle, on cells of 16 pixels; 0: without them
+    frames_coarse: tuple[int, ...] = (96, 192)  # in its middle, on cells of 16 and 32 pixels
     inputs: tuple[str, ...] = ()  # what it is told besides t, of "w" and "s" of Conditions
 
 
@@ -100,7 +100,8 @@ class Denoiser(nn.Module):
         self.leave = nn.Conv2d(stem, config.latent, 3, padding=1)
         for layer in (self.modulate, self.leave):
             nn.init.zeros_(layer.weight), nn.init.zeros_(layer.bias)
-        self.frames = Frames(config.latent, config.frames, config.frames_depth, 256, config.frames_coarse, stem) if config.frames_depth else None
+        depth, coarse = config.frames_depth, config.frames_coarse
+        self.frames = Frames(config.latent, config.frames, depth, 256, coarse, (stem, width)) if depth else None
         if config.inputs:
             self.with_inputs(config.inputs)
 
@@ -127,21 +128,21 @@ class Denoiser(nn.Module):
         size = ((alpha * spread) ** 2 + sigma**2).sqrt()  # of x_t, in each channel
         centred = x_t.float() - alpha * mean
         time = sinusoid(t).to(maps.dtype)  # (B, 256)
-        added, y = self.network((centred / size).to(maps.dtype), time, cond, maps, present, spots)
+        added, told = self.network((centred / size).to(maps.dtype), time, cond, maps, present, spots)
         # x0 = E x0 + alpha spread^2 / size^2 (x_t - E x_t) + sigma spread / size F
         x0 = mean + alpha * (spread / size) ** 2 * centred + sigma * spread / size * added.float()
         if self.frames is None:
             return x0
         noise = (x_t.float() - alpha * x0) / sigma
-        return x0 + sigma * self.frames(x0.to(maps.dtype), noise.to(maps.dtype), time, y).float()
+        return x0 + sigma * self.frames(x0.to(maps.dtype), noise.to(maps.dtype), time, told).float()
 
     def expected(self, cond, maps, present):
         """Mean and spread of x0 before anything is seen of it, float32, (B, 48, 1, h, w) each."""
         return self.backdrop(cond.context.to(maps.dtype), maps.unflatten(0, (len(present), -1)).mean(1), present)
 
     def network(self, x_t, time, cond, maps, present, spots):
-        """F of unit variance from x_t of unit variance, both (B, 48, f, h, w), and the features (B f, stem, h, w) that it comes of; `time`: its
-        `sinusoid`, `spots`: `places` of its patches."""
+        """F of unit variance from x_t of unit variance, both (B, 48, f, h, w), and the features that it comes of, (B f, stem, h, w) and those of the
+        patches (B f / 2, width, h / 2, w / 2); `time`: its `sinusoid`, `spots`: `places` of its patches."""
         batch, _, f, h, w = x_t.shape
         context = cond.context.to(x_t.dtype)
         emb = self.time(time) + self.present(present) + self.said(context.flatten(1))  # (B, width)
@@ -158,12 +159,14 @@ class Denoiser(nn.Module):
         shared = self.modulate(F.silu(emb)).unflatten(1, (6, -1))
         for block in self.blocks:
             y = block(y, shared)
-        y = unpatched(self.unpatch(rms(y[:, context.shape[1] :])), f, h, w)
+        known = rms(y[:, context.shape[1] :])
+        y = unpatched(self.unpatch(known), f, h, w)
         y = self.mix[1](self.join(torch.cat([channels_last(y), skip], 1)), f)
         for block in self.after:
             y = block(y, emb)
         added = self.leave(F.silu(y)) + self.fine.after(fine, y, emb, f)
-        return added.unflatten(0, (batch, f)).transpose(1, 2), y
+        known = known.unflatten(1, (f // 2, h // 2, w // 2)).flatten(0, 1).movedim(-1, 1)
+        return added.unflatten(0, (batch, f)).transpose(1, 2), (F.silu(y), known)
 
     def stack_maps(self, x_t, cond):
         """(B f, 6 * 16 * 4, h, w) the maps at a quarter of the clip's size, folded as the latents are; (B, 3) which are there; as the weights are.

@@ -134,5 +134,7 @@ def build(config):
     kinds = {"Codec": (Codec, CodecConfig), "TextEncoder": (TextEncoder, TextConfig), "Denoiser": (Denoiser, DenoiserConfig)}
     network, settings = kinds[config["class"]]
     if network is Denoiser:  # manifests from before this could be said
-        config = {"hidden": 4 * config["width"], "frames_depth": 0, "frames_coarse": 0, **config}
+        config = {"hidden": 4 * config["width"], "frames_depth": 0, "frames_coarse": (), **config}
+        if isinstance(config["frames_coarse"], int):
+            config["frames_coarse"] = (config["frames_coarse"],)
     return network(settings(**{key: tuple(value) if isinstance(value, list) else value for key, value in config.items() if key != "class"}))
