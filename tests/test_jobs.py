@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,9 +19,8 @@ from videolcm import models
 from videolcm.checkpoint import load_checkpoint
 from videolcm.errors import AppError
 from videolcm.jobs import GRACE_SECONDS, Jobs, Worker, note, read_lines, work
-from videolcm.knobs import PRESETS, Knobs, conditions_of
+from videolcm.knobs import Knobs
 from videolcm.lease import Lease
-from videolcm.models.toybox import Toybox
 from videolcm.pipeline import Request, Result
 from videolcm.students import job_folders, students
 from videolcm.ui import Engine
@@ -255,51 +253,6 @@ def test_a_job_paused_at_its_end_still_makes_its_student(place, tmp_path):
     refused("E_DONE", distil, distill_namespace([*words, "--resume"]), Worker(tmp_path / "run"))
 
 
-@pytest.mark.parametrize("wrong", [{"huber": 0}, {"seed": 2.5}, {"seed": -1}])
-def test_knobs_that_no_run_survives(wrong):
-    refused("E_NUMBER", lambda: Knobs(**wrong))
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-def test_presets_are_knobs_and_knobs_are_arguments(preset):
-    from argparse import Namespace
-
-    from videolcm.__main__ import VERBS, parser_of
-    from videolcm.train_verbs import knobs_of
-
-    knobs = Knobs(**PRESETS[preset])
-    args = parser_of(VERBS).parse_args(["distill", *knobs.arguments()])
-    assert knobs_of(args) == knobs and isinstance(args, Namespace)
-
-
-def test_every_knob_is_an_argument():
-    from videolcm.__main__ import VERBS, parser_of
-    from videolcm.knobs import config_of
-    from videolcm.train_verbs import knobs_of
-
-    knobs = Knobs(lora=4, guidance_range="0.5,3", two_time=True, accumulate=2, images=0.5, guidance=1.0, solver_steps=2, own=0.5)
-    knobs = replace(knobs, guided="500,900", object_weight=3.0, seam_weight=2.0, matching=0.3)
-    assert knobs_of(parser_of(VERBS).parse_args(["distill", *knobs.arguments()])) == knobs
-    config = config_of(knobs, tiny.toybox("teacher"))
-    assert (config.lora, config.w_range, config.two_time, config.inputs) == (4, (0.5, 3.0), True, ("w", "s"))
-    assert (config.accumulate, config.solver_steps, config.share_own) == (2, 2, 0.5)
-    assert (config.guided, config.object_weight, config.seam_weight, config.matching) == ((500, 900), 3.0, 2.0, 0.3)
-    assert (config.lr, config.optimiser, config.skips, config.guidance) == (Toybox.distilling["lr"], "muon", (100,), 1.0)
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-def test_a_preset_on_the_command_line_gives_way_to_what_is_said_beside_it(preset):
-    from videolcm.train_verbs import distill_namespace, knobs_of
-
-    of_preset = Knobs(**{"preview_every": None, **PRESETS[preset]})
-    assert knobs_of(distill_namespace(["--preset", preset])) == of_preset
-    assert knobs_of(distill_namespace(["--iterations", "1000", "--preset", preset, "--two-time"])) == replace(
-        of_preset, iterations=1000, two_time=True
-    )
-    assert knobs_of(distill_namespace([])) == Knobs(preview_every=None)
-    refused("E_PRESET", distill_namespace, ["--preset", "an hour"])
-
-
 def test_clips_can_be_prepared_beforehand(place, tmp_path, made, capsys, monkeypatch):
     from videolcm.__main__ import main
 
@@ -334,43 +287,6 @@ def test_a_worker_tells_people_only_in_a_jobs_folder(tmp_path):
     (tmp_path / "job.json").write_text("{}")
     Worker(tmp_path).say("Skipped 1 of 2 files.")
     assert json.loads((tmp_path / "journal.jsonl").read_text())["message"] == "Skipped 1 of 2 files."
-
-
-def test_the_paper_is_the_papers():
-    paper = Knobs(**PRESETS["paper"])
-    assert (paper.iterations, paper.lr, paper.ema, paper.guidance, paper.skip, paper.huber) == (4000, 1e-5, 0.95, 9.0, "20", 1e-3)
-    assert paper.optimiser == "adamw"
-
-
-@pytest.mark.parametrize(
-    ("code", "bad"),
-    [
-        *(("E_NUMBER", {"iterations": value}) for value in (0, -1, 2.5, True, "4", None, float("nan"), 10**5000)),
-        *(("E_NUMBER", {"lr": value}) for value in (-1, float("inf"), float("nan"), "x", True)),
-        *(("E_NUMBER", {"skip": value}) for value in ("", "0", "20;100", "1000", "20,", 10**5000)),
-        *(("E_CONDITIONS", {"conditions": value}) for value in ("", "music", "text,", "text;depth", None, 10**5000)),
-        ("E_NUMBER", {"ema": 2}),
-        *(("E_NUMBER", {"lora": value}) for value in (0, 1025, 2.5, "x", True)),
-        *(("E_NUMBER", {"guidance_range": value}) for value in ("", "3", "0,31", 4, [10**5000])),
-        *(("E_NUMBER", {"two_time": value}) for value in ("yes", 1, None)),
-        ("E_NUMBER", {"accumulate": 0}),
-        ("E_NUMBER", {"solver_steps": 0.5}),
-        ("E_NUMBER", {"own": 2}),
-        *(("E_NUMBER", {"guided": value}) for value in ("1000", "-1,5", "2.5,9", "900,500", "0,1001", True)),
-        ("E_NUMBER", {"object_weight": -1}),
-        ("E_NUMBER", {"seam_weight": 101}),
-        ("E_NUMBER", {"matching": -1}),
-        ("E_NUMBER", {"guidance": 31}),
-    ],
-)
-def test_bad_knobs(code, bad):
-    with pytest.raises(AppError) as error:
-        Knobs(**bad)
-    assert error.value.code == code
-
-
-def test_conditions_are_names():
-    assert conditions_of("text, depth") == ("text", "depth")
 
 
 # ---- one device
