@@ -88,9 +88,9 @@ LAST_SHARE = 0.05  # of a batch at t = 999, where content is decided
 NOISY_SHARE, NOISY = 0.1, 600  # of a batch from here on, besides the uniform rest: few, since shapes are lost at little noise (training log)
 DROP_MAPS = 0.6  # text alone is the hardest of the four tasks
 OBJECT_WEIGHT = 3.0  # added to the loss where objects are
-NEAR = (0, 800)  # timesteps at which windows are looked at: first, and the one after the last
+NEAR = 500  # below, windows are looked at: there it is sure where an object is
 GOING_ON = {"lr": 5e-4, "warmup": 20, "ema": 0.99, "faster": {"frames.coarse.coarse.": 3.0}}  # of trained weights; these came last
-WELL_ON = {"close": (300, 850), "least": 600, "toys": 8.0}  # of a teacher's: there shapes are lost, and here places (training log)
+WELL_ON = {"near": 1, "least": 400, "toys": 8.0}  # of a teacher's: what is seen in clips is decided at much noise (training log)
 HELD_OUT = range(500_000, 500_048)  # seeds of plain clips that nothing is trained on, nor asked for by the prompts
 LOOKED_AT = (50, 250, 400, 500, 750, 900)  # timesteps at which they are denoised
 SEAM_WEIGHT = 3.0  # of what changes from one half second to the next and should not, or the other way round
@@ -104,7 +104,6 @@ def teacher_stage(
     batch=32,
     kinds=("plain", "free"),
     near=3,
-    close=NEAR,
     least=0,
     toys=OBJECT_WEIGHT,
     config=None,
@@ -114,8 +113,8 @@ def teacher_stage(
 ):
     """The denoiser, begun with a trained backdrop where `make_backdrop` gives one: the loss of v-prediction, maps as `data.conditions` drops them,
     text dropped for one sample in ten; and of what pictures of `codec` change by where half seconds meet. Of four batches `near` are windows around
-    objects, at timesteps `close`: twice the samples in half the time; the rest are whole clips at t >= `least`. Where objects are, `toys` is added
-    to the weight of the loss."""
+    objects, with less noise: twice the samples in half the time; there `toys` is added to the weight where objects are. The rest are whole clips at
+    t >= `least`, all places alike: a weight that knows the truth, where the network does not, makes it see objects wherever one may be."""
     clips = Clips(folder, kinds, TEACHING)
     schedule = Schedule()
 
@@ -124,11 +123,11 @@ def teacher_stage(
         cut = iteration % 4 >= 4 - near
         chosen, x0, cond = conditioned_batch(clips, 2 * batch if cut else batch, encode_text, g, rng)
         ids = clips.arrays["ids"][chosen]
-        weight, windows = object_weight(ids, x0.shape[2:], toys), None
+        weight, windows = 1.0, None
         if cut:
             windows = windows_around(ids, x0.shape[2:], g)
-            x0, weight = windows(x0), windows(weight)
-            t = torch.randint(*close, (len(x0),), generator=g)
+            x0, weight = windows(x0), windows(object_weight(ids, x0.shape[2:], toys))
+            t = torch.randint(NEAR, (len(x0),), generator=g)
         else:
             t = drawn_timesteps(schedule, batch, g, least)
         eps = torch.randn(x0.shape, generator=g)
