@@ -122,9 +122,9 @@ def teacher_stage(
         g, rng = generator(31, iteration), np.random.default_rng((31, iteration))
         cut = iteration % 4 >= 4 - near
         chosen, x0, cond = conditioned_batch(clips, 2 * batch if cut else batch, encode_text, g, rng)
-        ids = clips.arrays["ids"][chosen]
         weight, windows = 1.0, None
         if cut:
+            ids = clips.arrays["ids"][chosen]
             windows = windows_around(ids, x0.shape[2:], g)
             x0, weight = windows(x0), windows(object_weight(ids, x0.shape[2:], toys))
             t = torch.randint(NEAR, (len(x0),), generator=g)
