@@ -10,10 +10,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 CORE = {"errors", "schedule", "sampling", "checkpoint", "optim", "render", "scenery", "world", "video", "footage", "conditions", "masks", "guides"}
 CORE |= {"training", "data", "distill", "pipeline", "judge", "metrics", "compare", "uploads", "lease", "own_files", "own_clips", "batch"}
-CORE |= {"fetching", "history", "jobs", "knobs", "memory", "processes", "sources"}
+CORE |= {"fetching", "history", "jobs", "knobs", "lines", "memory", "processes", "sources"}
 MAY_IMPORT = {
     "errors": set(),
     "memory": set(),
+    "lines": {"errors"},
     "schedule": {"errors"},
     "sampling": {"errors", "schedule"},
     "checkpoint": {"errors"},
@@ -26,7 +27,7 @@ MAY_IMPORT = {
     "scenery": set(),
     "render": {"errors", "scenery", "solids"},
     "world": {"errors", "render", "scenery", "solids"},
-    "training": {"errors", "checkpoint", "optim", "processes"},
+    "training": {"errors", "checkpoint", "lines", "optim", "processes"},
     "data": {"checkpoint", "errors", "world", "video", "models"},
     "own_files": {"errors", "footage"},
     "own_clips": {"checkpoint", "conditions", "data", "depth", "errors", "footage", "own_files"},
@@ -38,7 +39,7 @@ MAY_IMPORT = {
     "fetch_verb": {"arguments", "errors", "fetching", "memory", "models", "sources"},
     "lease": {"errors"},
     "history": {"errors", "video"},
-    "jobs": {"errors", "checkpoint", "own_files", "students"},
+    "jobs": {"errors", "checkpoint", "lines", "own_files", "students"},
     "knobs": {"arguments", "distill", "errors"},
     "previews": {"errors", "pipeline"},
     "pipeline": {"errors", "guides", "memory", "models", "sampling", "stopwatch", "video"},

@@ -338,9 +338,9 @@ def test_half_a_line_is_made_again_and_an_evaluation_of_other_rows_is_refused(in
     keep = tmp_path / "kept.jsonl"
     monkeypatch.setattr(evaluate, "BATCH", 1)
     whole, _ = measured(keep)
-    for left in (40, 1):
+    for left, made in ((40, 6), (2, 6), (1, 0)):  # of the last one only the end of the line is missing
         keep.write_text(keep.read_text()[:-left])
-        assert measured(keep) == (whole, 6) and measured(keep) == (whole, 0)
+        assert measured(keep) == (whole, made) and measured(keep) == (whole, 0)
     for more in ({"steps": (1,)}, {"students": ("other",)}):
         with pytest.raises(AppError) as error:
             measured(keep, **more)

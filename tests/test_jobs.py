@@ -18,9 +18,10 @@ from media import corners, make
 from videolcm import models
 from videolcm.checkpoint import load_checkpoint
 from videolcm.errors import AppError
-from videolcm.jobs import GRACE_SECONDS, Jobs, Worker, note, read_lines, work
+from videolcm.jobs import GRACE_SECONDS, Jobs, Worker, note, work
 from videolcm.knobs import Knobs
 from videolcm.lease import Lease
+from videolcm.lines import read_lines
 from videolcm.pipeline import Request, Result
 from videolcm.students import job_folders, students
 from videolcm.ui import Engine

@@ -87,7 +87,7 @@ CATALOGUE = {  # code: (what is wrong, what to do)
         "The file {given} holds no prompts that are wanted here.",
         "Write one a line; evaluate wants them as assets/prompts.jsonl has them.",
     ),
-    "E_MEASURED": ("The file {given} holds figures of other networks or settings.", "Name another file for --keep, or delete this one."),
+    "E_MEASURED": ("The file {given} holds no figures, or those of other networks or settings.", "Name another file for --keep, or delete this one."),
     "E_LINE": ("The line is not understood: {detail}.", "Write a prompt, or a JSON object with prompt and other fields of a request."),
     "E_LINES": ("Of {lines} lines, {count} gave no clip.", "See above which; correct them and run the same again: what is made is kept."),
     "E_NO_SETTINGS": ("The file {given} carries no settings of this project.", "Choose an mp4, GIF or PNG that was made here."),

@@ -13,6 +13,7 @@ import torch
 
 from .errors import AppError
 from .judge import judge, look, text_match
+from .lines import add_lines, read_lines
 from .metrics import LOST, feature_distance, flicker, frechet_distance, motion, motion_ratio, optical_flow, psnr
 from .models.base import Conditions
 from .pipeline import to_frames, way
@@ -200,26 +201,18 @@ def clip_of(row):
 
 def read_kept(path, plan):
     """{clip_of: {name of a row: what was `seen`}} of the file at `path`, whose first line tells of which rows: {} where there is no file yet. What
-    a process that was killed wrote half is made again. AppError E_MEASURED if it is of other rows than `plan`, E_INPUT if it cannot be read."""
-    try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line] if path.exists() else []
-    except (OSError, ValueError) as error:
-        raise AppError("E_INPUT", given=path) from error
-    first, *rest = [*map(read_line, lines)] or [None]
-    if lines and first != settings_of(plan):
+    a process that was killed wrote half is made again. AppError E_MEASURED if it is of other rows than `plan`, or no such file."""
+    lines = read_lines(path)
+    if is_begun(path) and lines[:1] != [settings_of(plan)]:
         raise AppError("E_MEASURED", given=path)
     known = {}
-    for clip, found in filter(None, rest):
+    for clip, found in lines[1:]:
         known[clip] = {name: row | {"features": np.array(row["features"], np.float32)} for name, row in found.items()}
     return known
 
 
-def read_line(line):
-    """What a line of JSON says; None of half a line."""
-    try:
-        return json.loads(line)
-    except ValueError:
-        return None
+def is_begun(path):
+    return path.exists() and path.stat().st_size > 0
 
 
 def settings_of(plan):
@@ -230,12 +223,7 @@ def settings_of(plan):
 def add_kept(path, plan, new):
     """Writes `new`, as `read_kept` gives it, at the end of the file. AppError E_DISK."""
     rows = [[clip, {name: row | {"features": row["features"].tolist()} for name, row in found.items()}] for clip, found in new.items()]
-    try:
-        lines = rows if path.exists() and path.stat().st_size else [settings_of(plan), *rows]
-        with path.open("a", encoding="utf-8") as file:
-            file.write("".join(f"\n{json.dumps(line)}" for line in lines))  # the newline first: half a line before stays alone
-    except OSError as error:
-        raise AppError("E_DISK", given=path.name) from error
+    add_lines(path, *rows if is_begun(path) else [settings_of(plan), *rows])
 
 
 def worst(model, rows, each, steps, sampler=None, count=3, **knobs):

@@ -22,6 +22,7 @@ from uuid import uuid4
 from filelock import FileLock, Timeout
 
 from .errors import AppError
+from .lines import add_lines, read_lines
 from .students import JOB_ID, job_folders, jobs_folder
 
 STATES = ("QUEUED", "RUNNING", "PAUSED", "DONE", "FAILED", "CANCELLED")
@@ -202,35 +203,12 @@ def wish_in(folder):
 
 def note(folder, state, message=""):
     """A line in a job's journal. AppError E_DISK."""
-    line, path = json.dumps({"time": time.time(), "state": state, "message": message}) + "\n", folder / "journal.jsonl"
-    try:
-        with open(path, "a", encoding="utf-8") as file:
-            file.write("\n" + line if is_cut(path) else line)
-    except OSError as error:
-        raise AppError("E_DISK", given="journal.jsonl") from error
-
-
-def is_cut(path):
-    """Whether the last line of a file has no end: a full disk or a death cut it."""
-    with suppress(OSError), open(path, "rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) != b"\n"
-    return False
+    add_lines(folder / "journal.jsonl", {"time": time.time(), "state": state, "message": message})
 
 
 def last_note(folder):
     """The last line of a job's journal; as if just queued where nothing is written yet."""
     return (read_lines(folder / "journal.jsonl") or [{"state": "QUEUED", "time": (folder / "job.json").stat().st_mtime, "message": ""}])[-1]
-
-
-def read_lines(path):
-    """The whole lines of a JSON lines file, oldest first; [] where there is none."""
-    rows = []
-    with suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
-        for line in file:
-            with suppress(ValueError):
-                rows.append(json.loads(line))
-    return rows
 
 
 # ---- the child's side

@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .checkpoint import load_checkpoint, misfits, remove_checkpoints, remove_leftovers, save_checkpoint, write_atomic
 from .errors import AppError
+from .lines import add_lines, read_lines
 from .optim import HalfCopy, MuonAdamW, update_ema
 from .processes import agreed, average, laid_out, rank, sharded, whole, world
 
@@ -153,28 +154,13 @@ def since(moment):
 
 def append_line(path, step):
     """A TrainStep as a line of JSON; a loss that is not a number is null. AppError E_DISK."""
-    line = json.dumps({**vars(step), "loss": step.loss if math.isfinite(step.loss) else None}) + "\n"
-    try:
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(line)
-    except OSError as error:
-        raise AppError("E_DISK", given=path.name) from error
+    add_lines(path, {**vars(step), "loss": step.loss if math.isfinite(step.loss) else None})
 
 
 def cut_log(path, iteration):
     """Leaves of a log what was said up to `iteration`: what came after the checkpoint will be said again."""
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-    kept = [line for line in lines if (row := read_line(line)) and row["iteration"] <= iteration]
-    write_atomic(path, lambda temporary: temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8"))
-
-
-def read_line(line):
-    """A line of a log as a dict; None where a killed process wrote half of it."""
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) and isinstance(row.get("iteration"), int) else None
+    kept = [row for row in read_lines(path) if row["iteration"] <= iteration]
+    write_atomic(path, lambda temporary: temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8"))
 
 
 class Run:

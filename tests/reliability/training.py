@@ -192,6 +192,7 @@ def writers(place):
     from videolcm.history import History
     from videolcm.jobs import Jobs, last_note, note
     from videolcm.knobs import Knobs
+    from videolcm.lines import read_lines
     from videolcm.training import TrainStep
 
     weights, journal, history, kept = place / "weights", place / ("0" * 32), History(place / "clips"), []
@@ -226,7 +227,7 @@ def writers(place):
         "journal": (lambda i: note(journal, "PAUSED", f"{i} " + "x" * 4000), lambda: int(last_note(journal)["message"].split()[0])),
         "log": (
             lambda i: training.append_line(place / "log.jsonl", TrainStep(i, 9, float(np.float32(i)), 0.1, 1.0, {"x": "x" * 4000})),
-            lambda: [row["iteration"] for row in map(training.read_line, (place / "log.jsonl").read_text().splitlines()) if row][-1],
+            lambda: read_lines(place / "log.jsonl")[-1]["iteration"],
         ),
         "wish": (lambda i: jobs.wish(job, f"{i} " + "x" * 4000), lambda: int((journal / "wish").read_text().split()[0])),
     }
