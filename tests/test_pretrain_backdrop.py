@@ -94,6 +94,23 @@ def test_toys_weigh_as_much_more_as_is_asked_in_windows_alone(clips, monkeypatch
         assert loss(0, toys, 0) == loss(0, toys, 1) == pytest.approx(1 / frames, rel=1e-4)
 
 
+@pytest.mark.parametrize("channel", range(4))
+def test_a_channel_weighs_in_whole_clips_as_much_as_pictures_show_of_it(clips, monkeypatch, channel):
+    monkeypatch.setattr(pretrain, "SEAM_WEIGHT", 0.0)
+    codec = tiny.codec()
+    codec.scale.copy_(torch.tensor([4.0, 2.0, 1.0, 0.5]))
+    clips.arrays["latents"].zero_()
+
+    def net(x_t, t, cond, windows):
+        off = torch.zeros_like(x_t)
+        off[:, channel] = Schedule().alpha_sigma(t, x_t)[1][:, 0]
+        return off
+
+    settings = {"batch": 8, "toys": 0.0, "config": tiny.DENOISER}
+    whole, cut = (pretrain.teacher_stage("nowhere", encode_text, codec, near=near, **settings).loss(net, 0).item() for near in (0, 4))
+    assert whole == pytest.approx([16, 4, 1, 0.25][channel] / 21.25, rel=1e-4) and cut == pytest.approx(1 / 4, rel=1e-4)
+
+
 def test_a_teacher_that_goes_on_begins_with_the_shipped_weights_at_a_rate_that_leaves_them(clips, tmp_path):
     anew, on = (pretrain.stage_of("teacher", tmp_path, warm=warm) for warm in (False, True))
     net, known = on.make(), pretrain.shipped("teacher").state_dict()

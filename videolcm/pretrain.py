@@ -114,15 +114,17 @@ def teacher_stage(
     """The denoiser, begun with a trained backdrop where `make_backdrop` gives one: the loss of v-prediction, maps as `data.conditions` drops them,
     text dropped for one sample in ten; and of what pictures of `codec` change by where half seconds meet. Of four batches `near` are windows around
     objects, with less noise: twice the samples in half the time; there `toys` is added to the weight where objects are. The rest are whole clips at
-    t >= `least`, all places alike: a weight that knows the truth, where the network does not, makes it see objects wherever one may be."""
+    t >= `least`, all places alike: a weight that knows the truth, where the network does not, makes it see objects wherever one may be. Of their
+    channels each counts by what it adds to pixels, squared: outlines are in the first few, and where they are is decided at much noise."""
     clips = Clips(folder, kinds, TEACHING)
-    schedule = Schedule()
+    schedule, shown = Schedule(), codec.scale.float().cpu()[:, None, None, None] ** 2
+    shown = shown / shown.mean()
 
     def loss(net, iteration):
         g, rng = generator(31, iteration), np.random.default_rng((31, iteration))
         cut = iteration % 4 >= 4 - near
         chosen, x0, cond = conditioned_batch(clips, 2 * batch if cut else batch, encode_text, g, rng)
-        weight, windows = 1.0, None
+        weight, windows = shown, None
         if cut:
             ids = clips.arrays["ids"][chosen]
             windows = windows_around(ids, x0.shape[2:], g)
