@@ -255,6 +255,23 @@ def test_what_half_seconds_change_by_counts_besides_if_wanted():
     assert error.value.code == "E_SEAMS"
 
 
+def test_channels_count_as_pictures_show_them_if_wanted(monkeypatch):
+    teacher, clips = tiny.toybox("teacher", torch.float32), tiny.clips()
+
+    def loss(scale, **knobs):
+        teacher.codec.scale.copy_(torch.tensor(scale))
+        stage = distill_stage(teacher, clips, replace(CONFIG, **knobs))
+        return stage.loss(stage.make(), stage.make(), 0).item()
+
+    each = [loss([1e3 if i == n else 1e-3 for i in range(4)], as_shown=True) for n in range(4)]
+    assert sum(each) / 4 == pytest.approx(loss([1.0] * 4), rel=1e-4) and min(each) < 0.9 * max(each)
+    assert loss([1.0, 2.0, 1.0, 2.0], as_shown=True) == pytest.approx((each[0] + 4 * each[1] + each[2] + 4 * each[3]) / 10, rel=1e-4)
+    monkeypatch.setattr(type(teacher), "shown", None)
+    with pytest.raises(AppError) as error:
+        loss([1.0] * 4, as_shown=True)
+    assert error.value.code == "E_SHOWN"
+
+
 # ---- guidance as an input
 
 

@@ -21,11 +21,11 @@ def test_presets_are_knobs_and_knobs_are_arguments(preset):
 
 
 def test_every_knob_is_an_argument():
-    knobs = Knobs(lora=4, guidance_range="0.5,3", two_time=True, accumulate=2, images=0.5, guidance=1.0, solver_steps=2, own=0.5)
+    knobs = Knobs(lora=4, guidance_range="0.5,3", two_time=True, as_shown=True, accumulate=2, images=0.5, guidance=1.0, solver_steps=2, own=0.5)
     knobs = replace(knobs, guided="500,900", object_weight=3.0, seam_weight=2.0, matching=0.3)
     assert knobs_of(parser_of(VERBS).parse_args(["distill", *knobs.arguments()])) == knobs
     config = config_of(knobs, tiny.toybox("teacher"))
-    assert (config.lora, config.w_range, config.two_time, config.inputs) == (4, (0.5, 3.0), True, ("w", "s"))
+    assert (config.lora, config.w_range, config.two_time, config.as_shown, config.inputs) == (4, (0.5, 3.0), True, True, ("w", "s"))
     assert (config.accumulate, config.solver_steps, config.share_own) == (2, 2, 0.5)
     assert (config.guided, config.object_weight, config.seam_weight, config.matching) == ((500, 900), 3.0, 2.0, 0.3)
     assert (config.lr, config.optimiser, config.skips, config.guidance) == (Toybox.distilling["lr"], "muon", (100,), 1.0)

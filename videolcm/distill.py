@@ -50,6 +50,7 @@ class DistillConfig:
     guided: tuple[int, int] = EVERYWHERE  # the timesteps low <= t < high at which the teacher is guided; paper: everywhere
     object_weight: float = 0.0  # added to the loss where objects are, whose places cached clips know; paper: 0
     seam_weight: float = 0.0  # of what pictures change by where latent frames meet (`VideoModel.seams`); paper: 0
+    as_shown: bool = False  # whether channels of latents count as much as pictures show of them (`VideoModel.shown`); paper: all alike
     matching: float = 0.0  # weight of the loss of `matching_losses` beside Eq. 2's; paper: 0
     begin: str | None = None  # the student that it begins as, by its name; the teacher, if None
     since: str | None = None  # the teacher of that student, by its name, if it is not this one: see `carried`
@@ -66,10 +67,12 @@ def distill_stage(teacher, clips, config, checkpointing=False, shared=False, beg
     the weights that the student begins with, the teacher's otherwise.
 
     What is drawn is drawn for the whole update, of which each process makes its parts. `checkpointing` computes the inside of blocks twice in
-    place of remembering it; `shared`: no process holds a whole network that computes. AppError E_INPUTS, E_SEAMS.
+    place of remembering it; `shared`: no process holds a whole network that computes. AppError E_INPUTS, E_SEAMS, E_SHOWN.
     """
     if config.seam_weight and teacher.seams is None:
         raise AppError("E_SEAMS", given=teacher.info.name)
+    if config.as_shown and teacher.shown is None:
+        raise AppError("E_SHOWN", given=teacher.info.name)
     empty = teacher.encode_text([""])  # (1, L, D)
     frozen = teacher.with_denoiser(sharded(copy.deepcopy(teacher.denoiser), teacher.dtype)) if shared else teacher
 
@@ -98,6 +101,8 @@ def distill_stage(teacher, clips, config, checkpointing=False, shared=False, beg
         if own is not None:
             x_t = own_beginnings(average, teacher.schedule, x_t, eps, t, cond, own)
         weight = object_weight(clips.arrays["ids"][chosen], x0.shape[2:], config.object_weight)[part].to(x0) if config.object_weight else 1.0
+        if config.as_shown:
+            weight = weight * teacher.shown[:, None, None, None].to(x0)
         null, solver = cond.null(empty), {"guided": config.guided}
 
         def distance(made, goal):

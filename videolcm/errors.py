@@ -74,6 +74,7 @@ CATALOGUE = {  # code: (what is wrong, what to do)
     "E_OUT_TAKEN": ("The folder {given} already holds a model.", "Name another with --out."),
     "E_RESUME": ("The checkpoint is of another kind of student.", "Resume with the --lora, --guidance-range and --two-time that it began with."),
     "E_INPUTS": ("The network of {given} has no place for w or s as an input.", "Leave out --guidance-range and --two-time."),
+    "E_SHOWN": ("It is not known how much pictures show of each channel of the latents of {given}.", "Leave out --as-shown."),
     "E_SEAMS": ("The codec of {given} does not decode latent frames apart from each other.", "Leave out --seam-weight."),
     "E_PROCESSES": ("WORLD_SIZE promises other processes, which cannot be found.", "Start them with torchrun, or unset WORLD_SIZE."),
     "E_NO_CHECKPOINT": ("There is nothing to resume in {given}.", "Start without --resume, or name the folder of an earlier run."),

@@ -39,6 +39,7 @@ class Knobs:
     lora: int | None = None  # rank of adapters that learn in place of the weights
     guidance_range: str | None = None  # "LOW,HIGH": w as an input of the student
     two_time: bool = False
+    as_shown: bool = False  # channels of latents count as much as pictures show of them
     accumulate: int = 1
     solver_steps: int = 1  # of the teacher for each of a skip
     own: float = 0.0  # share of a batch that begins where the student goes itself
@@ -58,8 +59,9 @@ class Knobs:
             if getattr(self, name) is not None:
                 between(getattr(self, name), name, low, high)
         object.__setattr__(self, "seed", positive(self.seed, "seed", 2**31 - 1, least=0))
-        if not isinstance(self.two_time, bool):
-            raise AppError("E_NUMBER", name="two_time", range="true or false", given=self.two_time)
+        for name in ("two_time", "as_shown"):
+            if not isinstance(getattr(self, name), bool):
+                raise AppError("E_NUMBER", name=name, range="true or false", given=getattr(self, name))
         if self.lora is not None:
             object.__setattr__(self, "lora", positive(self.lora, "lora", 1024))
         if self.optimiser not in (None, *OPTIMISERS):
@@ -115,6 +117,7 @@ def config_of(knobs, teacher):
         lora=knobs.lora,
         w_range=range_of(knobs.guidance_range),
         two_time=knobs.two_time,
+        as_shown=knobs.as_shown,
         solver_steps=knobs.solver_steps,
         share_own=knobs.own,
         object_weight=knobs.object_weight,

@@ -117,8 +117,7 @@ def teacher_stage(
     t >= `least`, all places alike: a weight that knows the truth, where the network does not, makes it see objects wherever one may be. Of their
     channels each counts by what it adds to pixels, squared: outlines are in the first few, and where they are is decided at much noise."""
     clips = Clips(folder, kinds, TEACHING)
-    schedule, shown = Schedule(), codec.scale.float().cpu()[:, None, None, None] ** 2
-    shown = shown / shown.mean()
+    schedule, shown = Schedule(), codec.shown[:, None, None, None]
 
     def loss(net, iteration):
         g, rng = generator(31, iteration), np.random.default_rng((31, iteration))

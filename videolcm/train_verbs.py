@@ -111,6 +111,7 @@ def distill_arguments(parser):
         help="the teacher is guided at timesteps from LOW to below HIGH, of 0 to 1000; below, guidance flickers, above, all floors become alike "
         "(default: the teacher's own; the paper: 0,1000)",
     )
+    knob("--as-shown", action="store_true", help="toybox: channels of latents count as much as pictures show of them, in place of all alike")
     knob("--object-weight", type=number, metavar="X", help="added to the loss where toys are, which rendered clips know (default: 0)")
     knob("--seam-weight", type=number, metavar="X", help="toybox: of what pictures change by where half seconds meet (default: 0)")
     knob(

@@ -108,6 +108,7 @@ class VideoModel(ABC):
     denoiser: torch.nn.Module  # what distilling trains a copy of
     learned: Mapping[str, Learned] = MappingProxyType({})  # by map: depth, sketch; empty where any extractor will do
     seams = None  # a method, where latent frames are decoded apart from each other: an error of latents -> what pictures change by where two meet
+    shown = None  # (C,), where it is known: how much pictures show of an error in each channel of latents, 1 on average
     distilling: Mapping[str, object] = MappingProxyType({})  # fields of DistillConfig that are otherwise than the paper's where nobody says
 
     @property

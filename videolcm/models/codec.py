@@ -66,11 +66,16 @@ class Codec(nn.Module):
         x = x.unflatten(4, (TIME, n, -1)).permute(0, 1, 4, 2, 5, 3, 6)  # (B, f, 4, h, 4, w, 192)
         return x.flatten(5).flatten(3, 4).flatten(1, 2).unflatten(3, (-1, 3 * CELL**2))  # (B, F, H/4, W/4, 48)
 
+    @property
+    def shown(self):
+        """(48,) how much pictures show of each channel: the square of what a change of it changes pixels by, 1 on average."""
+        return self.scale.float() ** 2 / (self.scale.float() ** 2).mean()
+
     def seams(self, latents):
         """Latents (B, 48, f, h, w) -> (B, f - 1, h, w, 768) what the inverse transform changes from the last frame of a latent frame to the first of
         the next: linear, without the mean, for errors. Independent errors that all pictures show alike and have a mean square of 1 give 1."""
-        size = self.scale.float() / (self.scale.float() ** 2).mean().sqrt()
-        first, *_, last = (self.basis.float() * size[:, None]).unflatten(1, (3, TIME, -1)).transpose(1, 2).flatten(2).unbind(1)  # (48, 768) each
+        size = self.shown.sqrt()[:, None]
+        first, *_, last = (self.basis.float() * size).unflatten(1, (3, TIME, -1)).transpose(1, 2).flatten(2).unbind(1)  # (48, 768) each
         x = latents.float().movedim(1, -1) * (BLOCK / (2 * self.config.latent)) ** 0.5
         return x[:, 1:] @ first - x[:, :-1] @ last
 

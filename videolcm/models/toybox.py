@@ -106,6 +106,10 @@ class Toybox(VideoModel):
     def seams(self, latents):
         return self.codec.seams(latents)
 
+    @property
+    def shown(self):
+        return self.codec.shown
+
     @torch.no_grad()
     def preview(self, latents, frames):
         pixels = self.codec.preview(latents[:1].to(self.device, self.dtype))[0, :, :frames]
