@@ -16,7 +16,7 @@ from videolcm import optim
 from videolcm.checkpoint import load_checkpoint
 from videolcm.errors import AppError
 from videolcm.optim import HalfCopy, MuonAdamW, orthogonal
-from videolcm.training import Run, Stage, averaged_weights, generator, train
+from videolcm.training import Run, Stage, averaged_weights, cut_log, generator, train
 
 
 class Small(nn.Module):
@@ -360,3 +360,10 @@ def test_muon_takes_hidden_matrices_and_adam_the_rest():
     assert set(MuonAdamW(net).momentum) == {"conv.weight", "hidden.weight"}
     assert set(MuonAdamW(net).rest) == {"conv.bias", "hidden.bias", "leave.weight", "leave.bias"}
     assert not MuonAdamW(net, muon=False).momentum
+
+
+def test_of_a_log_what_was_said_up_to_the_checkpoint_stays_and_nothing_that_is_no_step(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"iteration": 1, "loss": 0.5}\n3\n{"iteration": null}\n{"loss": 1}\n{"iteration": 2, "loss": null}\n{"iteration": 3}\n{"iterat')
+    cut_log(path, 2)
+    assert path.read_text() == '{"iteration": 1, "loss": 0.5}\n{"iteration": 2, "loss": null}\n'

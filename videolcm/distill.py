@@ -73,6 +73,7 @@ def distill_stage(teacher, clips, config, checkpointing=False, shared=False, beg
         raise AppError("E_SEAMS", given=teacher.info.name)
     if config.as_shown and teacher.shown is None:
         raise AppError("E_SHOWN", given=teacher.info.name)
+    shown = teacher.shown[:, None, None, None] if config.as_shown else 1.0
     empty = teacher.encode_text([""])  # (1, L, D)
     frozen = teacher.with_denoiser(sharded(copy.deepcopy(teacher.denoiser), teacher.dtype)) if shared else teacher
 
@@ -100,9 +101,9 @@ def distill_stage(teacher, clips, config, checkpointing=False, shared=False, beg
         x_t = teacher.schedule.add_noise(x0, eps, t)
         if own is not None:
             x_t = own_beginnings(average, teacher.schedule, x_t, eps, t, cond, own)
-        weight = object_weight(clips.arrays["ids"][chosen], x0.shape[2:], config.object_weight)[part].to(x0) if config.object_weight else 1.0
-        if config.as_shown:
-            weight = weight * teacher.shown[:, None, None, None].to(x0)
+        weight = shown
+        if config.object_weight:
+            weight = shown * object_weight(clips.arrays["ids"][chosen], x0.shape[2:], config.object_weight)[part].to(x0)
         null, solver = cond.null(empty), {"guided": config.guided}
 
         def distance(made, goal):

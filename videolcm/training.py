@@ -159,7 +159,8 @@ def append_line(path, step):
 
 def cut_log(path, iteration):
     """Leaves of a log what was said up to `iteration`: what came after the checkpoint will be said again."""
-    kept = [row for row in read_lines(path) if row["iteration"] <= iteration]
+    rows = [row for row in read_lines(path) if isinstance(row, dict) and isinstance(row.get("iteration"), int)]
+    kept = [row for row in rows if row["iteration"] <= iteration]
     write_atomic(path, lambda temporary: temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8"))
 
 

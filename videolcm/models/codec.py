@@ -69,7 +69,8 @@ class Codec(nn.Module):
     @property
     def shown(self):
         """(48,) how much pictures show of each channel: the square of what a change of it changes pixels by, 1 on average."""
-        return self.scale.float() ** 2 / (self.scale.float() ** 2).mean()
+        power = self.scale.float() ** 2
+        return power / power.mean()
 
     def seams(self, latents):
         """Latents (B, 48, f, h, w) -> (B, f - 1, h, w, 768) what the inverse transform changes from the last frame of a latent frame to the first of
