@@ -78,6 +78,16 @@ def test_the_report_keeps_other_lines_and_the_exit_code_tells(line, tmp_path, ca
     assert "R = 0/18" in capsys.readouterr().out and "| R1 |" in table(report) and "not measured" in table(report)
 
 
+def test_a_quick_run_leaves_the_report_alone(line, tmp_path, monkeypatch):
+    monkeypatch.setattr("reliability.__main__.REPORT", tmp_path / "report.json")
+    line(lambda n, random, figures: [""] * n)
+    for id in LINES.keys() - {"R17"}:
+        monkeypatch.delitem(LINES, id)
+    for args, name in ([], "quick.json"), (["--full"], "report.json"), (["--only", "R17"], "report.json"):
+        assert main(args) == 0 and [path.name for path in tmp_path.iterdir()] == [name]
+        (tmp_path / name).unlink()
+
+
 def test_a_line_that_is_left_to_the_full_run(line, tmp_path, monkeypatch, capsys):
     line(lambda n, random, figures: [""] * n)
     monkeypatch.setitem(LINES, "R17", replace(LINES["R17"], quick=0))

@@ -1,5 +1,5 @@
 """The reliability scorecard: `python -m tests.reliability --quick` (minutes) or `--full` (up to an hour); raw counts go to
-reports/reliability.json.
+reports/, of the full run to reliability.json, which the README tells.
 
 In: nothing but a seed. Out: a table of lines, each so many right of so many asked. What a line does is in the module of its group; LINES in lines.py
 says which. Lines share the tests' models and media, and most of them a page in a process of its own (site.py).

@@ -1,5 +1,5 @@
 """`python -m tests.reliability --quick | --full [--only R3,R5] [--seed N] [--no-clock] [--out FILE] [--readme]`: run the lines, print the table,
-write the counts.
+write the counts: with --full, --only or --readme into the report that the README tells, else into a file beside it, or where --out says.
 
 --no-clock judges no seconds, for machines that do other work too; a line that would have judged some is then not green. --readme also puts the
 counts into the README. Exit code 0 if every case that was asked went right, else 1.
@@ -57,9 +57,10 @@ def main(argv=None):
     parser.add_argument("--only", help="ids with commas; the rest of the report stays as it was")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-clock", action="store_true", help="judge no seconds: this machine does other work too")
-    parser.add_argument("--out", type=Path, default=REPORT)
+    parser.add_argument("--out", type=Path)
     parser.add_argument("--readme", action="store_true", help="write the report's figures into the README")
     args = parser.parse_args(argv)
+    args.out = args.out or (REPORT if args.full or args.only or args.readme else REPORT.with_name("quick.json"))
     clock["on"] = not args.no_clock
     counts = {id: line.full if args.full else line.quick for id, line in LINES.items()}
     asked = args.only.upper().split(",") if args.only else [id for id in LINES if counts[id]]
