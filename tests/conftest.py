@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from media import corners, make
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from videolcm import footage
@@ -111,3 +112,10 @@ def tidy(tmp_path, monkeypatch):
     monkeypatch.setattr(footage, "LIMITS", replace(footage.LIMITS, wall=600.0))
     yield folder
     assert not list(folder.iterdir())
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The bytes of a video and of a picture."""
+    folder = tmp_path_factory.mktemp("made")
+    return {kind: make(folder / f"clip.{kind}", corners(frames)).read_bytes() for kind, frames in (("mp4", 16), ("png", 1))}

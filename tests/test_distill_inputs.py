@@ -235,43 +235,6 @@ def test_a_student_that_begins_where_it_goes_itself_trains_and_resumes_bit_for_b
     assert found + [step.loss for step in train(halves, tmp_path / "halves", resume=True)] == losses["some"] != losses["none"]
 
 
-def test_objects_count_more_in_the_loss_if_wanted():
-    teacher, clips = tiny.toybox("teacher", torch.float32), tiny.clips()
-    clips.arrays["ids"] = torch.zeros_like(clips.arrays["ids"])
-    clips.arrays["ids"][..., 0] = 255
-    stages = {more: distill_stage(teacher, clips, replace(CONFIG, object_weight=more)) for more in (0.0, 1e-7, 3.0)}
-    plain, hardly, more = (stage.loss(stage.make(), stage.make(), 0).item() for stage in stages.values())
-    assert hardly == pytest.approx(plain, rel=1e-5) and abs(more - plain) > 1e-3 * plain
-
-
-def test_what_half_seconds_change_by_counts_besides_if_wanted():
-    teacher, clips = tiny.toybox("teacher", torch.float32), tiny.clips()
-    plain, more, most = (distill_stage(teacher, clips, replace(CONFIG, seam_weight=x)) for x in (0.0, 1.0, 3.0))
-    plain, more, most = (stage.loss(stage.make(), stage.make(), 0).item() for stage in (plain, more, most))
-    assert more > 1.01 * plain and most - plain == pytest.approx(3 * (more - plain), rel=1e-4)
-    teacher.seams = None
-    with pytest.raises(AppError) as error:
-        distill_stage(teacher, clips, replace(CONFIG, seam_weight=1.0))
-    assert error.value.code == "E_SEAMS"
-
-
-def test_channels_count_as_pictures_show_them_if_wanted(monkeypatch):
-    teacher, clips = tiny.toybox("teacher", torch.float32), tiny.clips()
-
-    def loss(scale, **knobs):
-        teacher.codec.scale.copy_(torch.tensor(scale))
-        stage = distill_stage(teacher, clips, replace(CONFIG, **knobs))
-        return stage.loss(stage.make(), stage.make(), 0).item()
-
-    each = [loss([1e3 if i == n else 1e-3 for i in range(4)], as_shown=True) for n in range(4)]
-    assert sum(each) / 4 == pytest.approx(loss([1.0] * 4), rel=1e-4) and min(each) < 0.9 * max(each)
-    assert loss([1.0, 2.0, 1.0, 2.0], as_shown=True) == pytest.approx((each[0] + 4 * each[1] + each[2] + 4 * each[3]) / 10, rel=1e-4)
-    monkeypatch.setattr(type(teacher), "shown", None)
-    with pytest.raises(AppError) as error:
-        loss([1.0] * 4, as_shown=True)
-    assert error.value.code == "E_SHOWN"
-
-
 # ---- guidance as an input
 
 

@@ -2,6 +2,7 @@
 
 import math
 from argparse import Namespace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from videolcm import __main__ as command_line
 from videolcm import distill, train_verbs
 from videolcm.data import FREE_SHARE, latent_path
 from videolcm.distill import DistillConfig, distill_stage
+from videolcm.errors import AppError
 from videolcm.models.denoiser import Block
 from videolcm.training import Run, train
 
@@ -159,3 +161,43 @@ def test_a_folder_that_cannot_be_is_told_before_the_work(tmp_path, capsys, verb)
     out = tmp_path / {"distill": "file/run", "pretrain data": "file/data", "pretrain text": "file"}[verb]
     assert command_line.main([*verb.split(), "--out", str(out)]) == 2
     assert capsys.readouterr().err.startswith("[E_OUTPUT]")
+
+
+# ---- what counts in the loss
+
+
+def test_objects_count_more_in_the_loss_if_wanted():
+    net, some = toybox("teacher", torch.float32), clips()
+    some.arrays["ids"] = torch.zeros_like(some.arrays["ids"])
+    some.arrays["ids"][..., 0] = 255
+    stages = {more: distill_stage(net, some, replace(CONFIG, object_weight=more)) for more in (0.0, 1e-7, 3.0)}
+    plain, hardly, more = (stage.loss(stage.make(), stage.make(), 0).item() for stage in stages.values())
+    assert hardly == pytest.approx(plain, rel=1e-5) and abs(more - plain) > 1e-3 * plain
+
+
+def test_what_half_seconds_change_by_counts_besides_if_wanted():
+    net, some = toybox("teacher", torch.float32), clips()
+    plain, more, most = (distill_stage(net, some, replace(CONFIG, seam_weight=x)) for x in (0.0, 1.0, 3.0))
+    plain, more, most = (stage.loss(stage.make(), stage.make(), 0).item() for stage in (plain, more, most))
+    assert more > 1.01 * plain and most - plain == pytest.approx(3 * (more - plain), rel=1e-4)
+    net.seams = None
+    with pytest.raises(AppError) as error:
+        distill_stage(net, some, replace(CONFIG, seam_weight=1.0))
+    assert error.value.code == "E_SEAMS"
+
+
+def test_channels_count_as_pictures_show_them_if_wanted(monkeypatch):
+    net, some = toybox("teacher", torch.float32), clips()
+
+    def loss(scale, **knobs):
+        net.codec.scale.copy_(torch.tensor(scale))
+        stage = distill_stage(net, some, replace(CONFIG, **knobs))
+        return stage.loss(stage.make(), stage.make(), 0).item()
+
+    each = [loss([1e3 if i == n else 1e-3 for i in range(4)], as_shown=True) for n in range(4)]
+    assert sum(each) / 4 == pytest.approx(loss([1.0] * 4), rel=1e-4) and min(each) < 0.9 * max(each)
+    assert loss([1.0, 2.0, 1.0, 2.0], as_shown=True) == pytest.approx((each[0] + 4 * each[1] + each[2] + 4 * each[3]) / 10, rel=1e-4)
+    monkeypatch.setattr(type(net), "shown", None)
+    with pytest.raises(AppError) as error:
+        loss([1.0] * 4, as_shown=True)
+    assert error.value.code == "E_SHOWN"
