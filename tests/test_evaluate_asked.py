@@ -24,7 +24,7 @@ def test_the_shipped_prompts_are_the_held_out_ones():
     assert len(rows) == 300 and rows == [{**row, "said": list(row["said"]), "number": row["seed"], "scene": row["seed"]} for row in held_out(300)]
     assert max(row["seed"] for row in rows) < min(TRAIN_SEEDS.values())
     assert rows[7]["prompt"] == plot(7).caption and len({row["prompt"] for row in rows}) > 290
-    assert read_prompts(count=3) == rows[:3]
+    assert read_prompts(count=3) == rows[:3] and read_prompts(count=3, after=100) == rows[100:103] and read_prompts(after=298) == rows[298:]
 
 
 def test_more_seeds_are_further_clips_of_the_same_prompts():
@@ -59,6 +59,7 @@ def test_what_the_judge_cannot_look_for_is_refused(tmp_path, said):
         "--count abc",
         "--count 0",
         "--count 2.5",
+        "--after -1",
         "--guidance abc",
         "--guidance 99",
         "--guided 1000",
@@ -77,6 +78,8 @@ def test_bad_numbers_are_refused_before_anything_is_loaded(words, capsys):
     [
         ("--seeds 0", "E_NUMBER"),
         ("--seeds 101", "E_NUMBER"),
+        ("--after 300", "E_PROMPTS"),
+        ("--after 5 --real --task depth", "E_ARGUMENTS"),
         ("--worst none/worst.png", "E_OUTPUT"),
         ("--plot none/plot.svg", "E_OUTPUT"),
         ("--worst same --plot same", "E_ARGUMENTS"),

@@ -26,19 +26,19 @@ BATCH = 8
 FURTHER = 400_000  # from one seed of noise of a prompt to its next
 
 
-def read_prompts(path=None, count=None, seeds=1):
-    """[{"prompt", "seed", "said", "number", "scene"}] of a JSON-lines file, the first `count`, each with as many `seeds` of noise: its own, and
-    FURTHER on. `number` is its place in the file, `scene` the seed that is rendered. The held-out ones of Toybox by default.
+def read_prompts(path=None, count=None, seeds=1, after=0):
+    """[{"prompt", "seed", "said", "number", "scene"}] of a JSON-lines file, `count` of them after the first `after`, each with as many `seeds` of
+    noise: its own, and FURTHER on. `number` is its place in the file, `scene` the seed that is rendered. The held-out ones of Toybox by default.
 
     AppError E_INPUT, E_PROMPTS.
     """
     try:
         lines = Path(path or PROMPTS).read_text(encoding="utf-8").splitlines()
-        rows = [json.loads(line) for line in lines if line.strip()][:count]
+        rows = [json.loads(line) for line in lines if line.strip()][after:][:count]
         rows = [
             {"prompt": row["prompt"], "seed": seed + more * FURTHER, "said": row["said"], "number": number, "scene": seed}
             for more in range(seeds)
-            for number, row in enumerate(rows)
+            for number, row in enumerate(rows, after)
             for seed in [int(row["seed"])]
         ]
         known = all(can_be_seen(row["said"]) for row in rows)

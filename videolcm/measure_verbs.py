@@ -19,6 +19,7 @@ def evaluate_arguments(parser):
     )
     parser.add_argument("--prompts", metavar="FILE", help="JSON lines with prompt, seed and said (default: the held-out ones)")
     parser.add_argument("--count", type=number, default=100, metavar="N", help="how many of them (default: 100)")
+    parser.add_argument("--after", type=number, default=0, metavar="N", help="those after the first N, such as others than before (default: 0)")
     parser.add_argument("--seeds", type=number, default=1, metavar="N", help="of noise for each prompt: as many clips of it, for text (default: 1)")
     parser.add_argument("--task", default="text", metavar="TASK", help="text, or depth, sketch, inpaint: how well clips are followed")
     parser.add_argument("--real", action="store_true", help="follow real clips, which installed packages bring along, in place of rendered ones")
@@ -51,12 +52,13 @@ def run_evaluate(args):
 
     count, guidance = positive(args.count, "count"), within(args.guidance, 0, 30, "E_GUIDANCE")
     guided = timesteps_of(args.guided)
-    goals = read_prompts(args.prompts, count, positive(args.seeds, "seeds", 100))
+    goals = read_prompts(args.prompts, count, positive(args.seeds, "seeds", 100), positive(args.after, "after", least=0))
     if licence_of(args.model):
         report(licence_of(args.model))
     plan, found, text = (steps_of(args.steps, 8), steps_of(args.teacher_steps, 100)), {}, args.task == "text"
     refuse(
         (text and args.real, "--real is for the tasks that follow a video"),
+        (args.real and args.after, "--after is for prompts, which --real has none of"),
         (not text and (args.seeds != 1 or args.plot or args.worst or args.keep), "--seeds, --plot, --worst and --keep are for --task text"),
         (args.worst and not plan[0], "--worst wants --steps"),
     )
