@@ -1,4 +1,4 @@
-"""Condition maps: HED against controlnet_aux, MiDaS against transformers, and how a whole clip is treated."""
+"""Condition maps: HED against controlnet_aux, and how a whole clip is treated."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Evaluation: the held-out prompts, clips that equal `generate`'s, and the figures of a row."""
+"""Evaluation: clips that equal `generate`'s, and the figures of a row."""
 
 import json
 import math

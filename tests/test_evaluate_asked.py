@@ -9,12 +9,7 @@ import pytest
 from videolcm import __main__ as command_line
 from videolcm.data import TRAIN_SEEDS
 from videolcm.errors import AppError
-from videolcm.evaluate import (
-    FURTHER,
-    held_out,
-    read_prompts,
-    rendered_clips,
-)
+from videolcm.evaluate import FURTHER, held_out, read_prompts, rendered_clips
 from videolcm.measure_verbs import steps_of
 from videolcm.world import plot
 

@@ -1,4 +1,4 @@
-"""A user's own clips: real files with captions, bad ones, shards, the cache, pictures in a batch, runs on them, and the page's uploads."""
+"""A user's own clips: real files with captions, bad ones, shards, the cache, pictures in a batch, and runs on them."""
 
 import io
 import json

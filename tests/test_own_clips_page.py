@@ -15,8 +15,6 @@ from videolcm.own_files import captioned, lay_out, samples
 from videolcm.ui import Engine, build_ui, launch
 from videolcm.ui.distil_handlers import Guard, make_start, suggested
 
-# ---- uploads
-
 
 def test_captions_and_names_of_uploads(tmp_path, made):
     assert captioned(["x/red-ball.mp4", "b.png"], "") == [("x/red-ball.mp4", "red ball"), ("b.png", "b")]

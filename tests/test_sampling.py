@@ -1,4 +1,4 @@
-"""The samplers against diffusers' schedulers and recorded trajectories of the official loop, on Gaussian data with a known answer; the noise."""
+"""The samplers against diffusers' schedulers and recorded trajectories of the official loop, on Gaussian data with a known answer."""
 
 import inspect
 import itertools

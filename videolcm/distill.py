@@ -69,10 +69,9 @@ def distill_stage(teacher, clips, config, checkpointing=False, shared=False, beg
     What is drawn is drawn for the whole update, of which each process makes its parts. `checkpointing` computes the inside of blocks twice in
     place of remembering it; `shared`: no process holds a whole network that computes. AppError E_INPUTS, E_SEAMS, E_SHOWN.
     """
-    if config.seam_weight and teacher.seams is None:
-        raise AppError("E_SEAMS", given=teacher.info.name)
-    if config.as_shown and teacher.shown is None:
-        raise AppError("E_SHOWN", given=teacher.info.name)
+    for asked, known, code in ((config.seam_weight, teacher.seams, "E_SEAMS"), (config.as_shown, teacher.shown, "E_SHOWN")):
+        if asked and known is None:
+            raise AppError(code, given=teacher.info.name)
     shown = teacher.shown[:, None, None, None] if config.as_shown else 1.0
     empty = teacher.encode_text([""])  # (1, L, D)
     frozen = teacher.with_denoiser(sharded(copy.deepcopy(teacher.denoiser), teacher.dtype)) if shared else teacher
@@ -101,13 +100,11 @@ def distill_stage(teacher, clips, config, checkpointing=False, shared=False, beg
         x_t = teacher.schedule.add_noise(x0, eps, t)
         if own is not None:
             x_t = own_beginnings(average, teacher.schedule, x_t, eps, t, cond, own)
-        weight = shown
-        if config.object_weight:
-            weight = shown * object_weight(clips.arrays["ids"][chosen], x0.shape[2:], config.object_weight)[part].to(x0)
+        places = object_weight(clips.arrays["ids"][chosen], x0.shape[2:], config.object_weight)[part].to(x0) if config.object_weight else 1.0
         null, solver = cond.null(empty), {"guided": config.guided}
 
         def distance(made, goal):
-            apart = pseudo_huber(made, goal, config.huber, weight)
+            apart = pseudo_huber(made, goal, config.huber, shown * places)
             if not config.seam_weight:
                 return apart
             return apart + config.seam_weight * pseudo_huber(teacher.seams(made - goal), 0.0, config.huber)

@@ -19,7 +19,7 @@ def evaluate_arguments(parser):
     )
     parser.add_argument("--prompts", metavar="FILE", help="JSON lines with prompt, seed and said (default: the held-out ones)")
     parser.add_argument("--count", type=number, default=100, metavar="N", help="how many of them (default: 100)")
-    parser.add_argument("--after", type=number, default=0, metavar="N", help="those after the first N, such as others than before (default: 0)")
+    parser.add_argument("--after", type=number, default=0, metavar="N", help="leave out the first N of them (default: 0)")
     parser.add_argument("--seeds", type=number, default=1, metavar="N", help="of noise for each prompt: as many clips of it, for text (default: 1)")
     parser.add_argument("--task", default="text", metavar="TASK", help="text, or depth, sketch, inpaint: how well clips are followed")
     parser.add_argument("--real", action="store_true", help="follow real clips, which installed packages bring along, in place of rendered ones")
