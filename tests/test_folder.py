@@ -9,7 +9,8 @@ import torch
 from diffusers import DDIMScheduler, LCMScheduler, UNet3DConditionModel
 from real import latents_folder, modelscope, official, place_parts, recorded, refused
 from safetensors.torch import load_file
-from test_conditions import midas_folder, photo  # noqa: F401  a fixture
+from test_conditions import photo
+from test_midas import midas_folder  # noqa: F401  the fixture
 
 from videolcm import __main__ as command_line
 from videolcm import conditions, models
