@@ -220,6 +220,14 @@ def test_several_students_each_by_its_own_sampler_or_all_by_one(invented):
     assert {row[2:] for row in invented if row[0] == "student"} == {("tcd", 0.5)}
 
 
+def test_the_teacher_with_fresh_noise_is_a_row_beside_the_reference(invented):
+    events = evaluate.evaluate({"student": toybox()}, toybox("teacher"), ROWS, (), (50, 8), ddpm_steps=(20,))
+    found = {name: figures for name, figures in events if figures}
+    assert [*found] == ["rendered clips", "teacher, DDIM 50", "teacher, DDIM 8", "teacher, DDPM 20"]
+    assert [row[:3] for row in invented] == [("teacher", 50, "ddim"), ("teacher", 8, "ddim"), ("teacher", 20, "ddpm")]
+    assert found["teacher, DDPM 20"]["motion_ratio"] == pytest.approx(4 / 10)
+
+
 def measured(keep, rows=ROWS, students=("student",), steps=(1, 4)):
     """{name: figures} as they are kept in a file, and how many lines of progress there were."""
     events = [*evaluate.evaluate({name: toybox() for name in students}, toybox("teacher"), rows, steps, (50,), keep=keep)]

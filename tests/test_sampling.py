@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, LCMScheduler, TCDScheduler
-from diffusers.schedulers import scheduling_lcm, scheduling_tcd
+from diffusers import DDIMScheduler, DDPMScheduler, LCMScheduler, TCDScheduler
+from diffusers.schedulers import scheduling_ddpm, scheduling_lcm, scheduling_tcd
 from safetensors.torch import load_file
 
 from videolcm.errors import AppError
 from videolcm.models.base import Conditions
-from videolcm.sampling import GAMMA, SAMPLERS, START, Noise, Step, guided, sample_ddim, sample_lcm, sample_tcd
+from videolcm.sampling import GAMMA, SAMPLERS, START, Noise, Step, guided, sample_ddim, sample_ddpm, sample_lcm, sample_tcd
 from videolcm.schedule import Schedule, consistency
 
 DATA = Path(__file__).parent / "data"
@@ -162,6 +162,47 @@ def test_every_ddim_step_is_that_of_diffusers(steps):
     close(ours[-1].x0, x_t)
 
 
+@pytest.mark.parametrize("steps", [1, 5, 25, 50])
+def test_every_ddpm_step_is_that_of_diffusers(monkeypatch, steps):
+    noise, cond = Noise(SHAPE, [1, 2]), condition(2)
+    reference = DDPMScheduler(timestep_spacing="trailing", **V_ZERO_SNR)
+    reference.set_timesteps(steps)
+    x_t, ours = noise.initial(), list(sample_ddpm(denoise, SCHEDULE, noise, cond, steps))
+    assert [step.t for step in ours] == reference.timesteps.tolist()
+    for step, t_next in zip(ours, [*(step.t for step in ours[1:]), 0], strict=True):
+        fresh = noise.at(t_next)
+        monkeypatch.setattr(scheduling_ddpm, "randn_tensor", lambda *given, fresh=fresh, **more: fresh)
+        x_t, x0 = reference.step(network(x_t, torch.full((2,), step.t), cond), step.t, x_t, return_dict=False)
+        close(step.x0, x0)
+    close(ours[-1].x0, x_t)
+
+
+def ddpm_deviation(deviation, timesteps):
+    """The standard deviation that DDPM reaches on N(., deviation^2), whose every step draws from q(x_prev | x_t, x0) with the exact denoiser's x0."""
+    abar, variance = SCHEDULE.alphas_cumprod.tolist(), 1.0
+    for t, t_prev in itertools.pairwise([*timesteps, None]):
+        slope = abar[t] ** 0.5 * deviation**2 / (abar[t] * deviation**2 + 1 - abar[t])  # d E[x0 | x_t] / d x_t
+        if t_prev is None:
+            return variance**0.5 * slope
+        kept, left = abar[t] / abar[t_prev], (1 - abar[t_prev]) / (1 - abar[t])
+        of_x_t = kept**0.5 * left + (1 - kept) / (1 - abar[t]) * abar[t_prev] ** 0.5 * slope
+        variance = of_x_t**2 * variance + (1 - kept) * left
+
+
+@pytest.mark.parametrize("mean, deviation", [(1.5, 0.5), (-0.7, 1.3), (0.0, 0.9)])
+def test_ddpm_with_the_exact_denoiser_finds_the_gaussian_whatever_it_begins_with(mean, deviation):
+    """A mistake is forgotten: all but nothing is left of a beginning that is far off, which by DDIM decides everything."""
+    exact, noise = gaussian_denoiser(mean, deviation), Noise((1, 1, 400, 400), [3])
+    found = moments(sample_ddpm(exact, SCHEDULE, noise, None, 50))
+    assert found == (pytest.approx(mean, abs=0.02), pytest.approx(ddpm_deviation(deviation, range(999, 0, -20)), rel=0.006))
+    assert ddpm_deviation(deviation, range(999, -1, -1)) == pytest.approx(deviation, rel=0.03)  # which many steps come to
+    fresh = [torch.randn(1, 1, 1, 400, 400, generator=torch.Generator().manual_seed(i)) for i in range(50)]
+    ends = {}
+    for sampler in (sample_ddpm, sample_ddim):
+        ends[sampler] = [moments(sampler(exact, SCHEDULE, Recorded(more + noise.initial(), fresh), None, 50))[0] for more in (0.0, 2.0)]
+    assert abs(ends[sample_ddpm][0] - ends[sample_ddpm][1]) < 0.02 < 0.5 < abs(ends[sample_ddim][0] - ends[sample_ddim][1])
+
+
 def gaussian_denoiser(mean, deviation):
     """E[x0 | x_t] for data N(mean, deviation^2)."""
 
@@ -245,7 +286,7 @@ def test_the_denoiser_gets_an_int64_timestep_per_sample_and_the_same_condition(s
 @pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
 def test_bad_step_counts_are_refused_before_the_first_call(sampler):
     for steps in BAD_STEPS:
-        steps = 1001 if steps == 9 and sampler is sample_ddim else steps
+        steps = 1001 if steps == 9 and sampler in (sample_ddim, sample_ddpm) else steps
         with pytest.raises(AppError) as error:
             next(sampler(lambda *arguments: pytest.fail("called"), SCHEDULE, Noise(SHAPE, [1]), None, steps))
         assert error.value.code == "E_STEPS"
@@ -328,10 +369,10 @@ def test_the_first_noise_is_the_same_for_any_step_count():
         firsts.append((x_t, t.item()))
         return x_t
 
-    for sampler, most in ((sample_lcm, 8), (sample_tcd, 8), (sample_ddim, 50)):
+    for sampler, most in ((sample_lcm, 8), (sample_tcd, 8), (sample_ddim, 50), (sample_ddpm, 50)):
         for steps in range(1, most + 1):
             next(sampler(spy, SCHEDULE, Noise(SHAPE, 11), None, steps))
-    assert len(firsts) == 66 and all(t == START for _, t in firsts)
+    assert len(firsts) == 116 and all(t == START for _, t in firsts)
     assert all(torch.equal(x_t, Noise(SHAPE, [11]).at(999)) for x_t, _ in firsts)
 
 
@@ -363,7 +404,7 @@ def test_guidance_of_zero_does_not_pay_for_the_other_branch():
 
 
 def test_the_samplers_are_generators_over_f():
-    assert set(SAMPLERS) == {"lcm", "tcd", "ddim"} and all(inspect.isgeneratorfunction(sampler) for sampler in SAMPLERS.values())
+    assert set(SAMPLERS) == {"lcm", "tcd", "ddim", "ddpm"} and all(inspect.isgeneratorfunction(sampler) for sampler in SAMPLERS.values())
     cond, noise = condition(1), Noise(SHAPE, 1)
     first = next(sample_lcm(denoise, SCHEDULE, noise, cond, 4))
     assert torch.equal(first.x0, consistency(denoise, SCHEDULE, noise.initial(), 999, cond))

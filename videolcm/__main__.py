@@ -25,10 +25,10 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 ONE_ROLE = "student (few steps, default) or teacher (many)"
 ROLES = "student, teacher, or names of students that were distilled here, with commas (default: student)"
-ONE_COUNT = "1 to 8 with lcm and tcd (default 4), 1 to 100 with ddim (default 50)"
+ONE_COUNT = "1 to 8 with lcm and tcd (default 4), 1 to 100 with ddim and ddpm (default 50)"
 
 
-def request_arguments(parser, steps=ONE_COUNT, sampler="lcm, tcd or ddim (default: what the model is made for)", role=ONE_ROLE, prompts=None):
+def request_arguments(parser, steps=ONE_COUNT, sampler="lcm, tcd, ddim or ddpm (default: what the model is made for)", role=ONE_ROLE, prompts=None):
     """What says which clip to make; shared by the verbs that make clips. Ranges are the Request's to check. prompts: "?" for one or none."""
     parser.add_argument("prompt", metavar="PROMPT", nargs=prompts, help="what to see, 1 to 512 characters")
     parser.add_argument("--model", default="toybox", metavar="REF", help="a model's name or folder (default: toybox)")

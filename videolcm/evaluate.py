@@ -142,18 +142,19 @@ def named(rows):
     return [name for name in ATTRIBUTES if any(name in row for row in rows)]
 
 
-TEACHER = "teacher, DDIM"
+TEACHER, ANCESTRAL = "teacher, DDIM", "teacher, DDPM"
 BEFORE = "teacher undistilled, LCM"  # what a student is before it has learned anything
 
 
-def evaluate(students, teacher, rows, steps=(1, 2, 4, 8), teacher_steps=(50,), sampler=None, keep=None, **knobs):
+def evaluate(students, teacher, rows, steps=(1, 2, 4, 8), teacher_steps=(50,), sampler=None, keep=None, ddpm_steps=(), **knobs):
     """Yields (line, None) of progress, then (name, figures) of each row: rendered, teacher, the undistilled teacher, students.
 
-    The first of `teacher_steps` is the reference of motion; without it the rendered clips are. `students` are {name: VideoModel}, each sampled by
-    its own `way` unless there is a `sampler` with its `knobs`; their rows say too what they gained on the undistilled teacher, as `gain`. In the
-    file `keep` is what was seen of each clip, so what was stopped goes on there, with more of `rows` too. AppError E_MEASURED, E_DISK, E_INPUT.
+    The first of `teacher_steps` is the reference of motion; without it the rendered clips are. `ddpm_steps` are the teacher's with fresh noise.
+    `students` are {name: VideoModel}, each sampled by its own `way` unless there is a `sampler` with its `knobs`; their rows say too what they
+    gained on the undistilled teacher, as `gain`. In the file `keep` is what was seen of each clip, so what was stopped goes on there, with more
+    of `rows` too. AppError E_MEASURED, E_DISK, E_INPUT.
     """
-    plan = ways_of(students, teacher, steps, teacher_steps, sampler, knobs)
+    plan = ways_of(students, teacher, steps, teacher_steps, ddpm_steps, sampler, knobs)
     known = read_kept(keep, plan) if keep else {}
     reference = [*plan][1 if teacher_steps else 0]
     missing = [row for row in rows if clip_of(row) not in known]
@@ -178,7 +179,7 @@ def evaluate(students, teacher, rows, steps=(1, 2, 4, 8), teacher_steps=(50,), s
         yield name, figures | (gain(found, kept[before_of(name)]) if name.startswith(tuple(f"{one}, " for one in students)) else {})
 
 
-def ways_of(students, teacher, steps, teacher_steps, sampler, knobs):
+def ways_of(students, teacher, steps, teacher_steps, ddpm_steps, sampler, knobs):
     """{name of a row: (what makes clips of `rows`, what tells its networks and settings from others)}."""
 
     def made(model, n, how, guidance=0.0, **own):
@@ -187,6 +188,7 @@ def ways_of(students, teacher, steps, teacher_steps, sampler, knobs):
 
     w, plan = teacher.info.guidance, {"rendered clips": (rendered_clips, [])}
     plan |= {f"{TEACHER} {n}": made(teacher, n, "ddim", w) for n in teacher_steps}
+    plan |= {f"{ANCESTRAL} {n}": made(teacher, n, "ddpm", w) for n in ddpm_steps}
     plan |= {f"{BEFORE} {n}": made(teacher, n, "lcm", w) for n in steps}
     for name, student in students.items():
         how, own = way_of(student, sampler, knobs)

@@ -25,6 +25,9 @@ def evaluate_arguments(parser):
     parser.add_argument("--real", action="store_true", help="follow real clips, which installed packages bring along, in place of rendered ones")
     parser.add_argument("--steps", default="1,2,4,8", metavar="LIST", help="the student's steps (default: 1,2,4,8)")
     parser.add_argument("--teacher-steps", default="50,8,4", metavar="LIST", help="the teacher's DDIM steps, the reference first (default: 50,8,4)")
+    parser.add_argument(
+        "--ddpm-steps", default="", metavar="LIST", help="steps of the teacher by DDPM too, with fresh noise, for text (default: none)"
+    )
     parser.add_argument("--guidance", type=number, metavar="W", help="the teacher's w (default: its own)")
     parser.add_argument("--guided", metavar="LOW,HIGH", help="the teacher is guided at timesteps from LOW to below HIGH (default: its own)")
     parser.add_argument("--sampler", metavar="NAME", help="of the students, for text: lcm or tcd (default: lcm; tcd, gamma 0 for a two-time map)")
@@ -59,7 +62,10 @@ def run_evaluate(args):
     refuse(
         (text and args.real, "--real is for the tasks that follow a video"),
         (args.real and args.after, "--after is for prompts, which --real has none of"),
-        (not text and (args.seeds != 1 or args.plot or args.worst or args.keep), "--seeds, --plot, --worst and --keep are for --task text"),
+        (
+            not text and (args.seeds != 1 or args.plot or args.worst or args.keep or args.ddpm_steps),
+            "--seeds, --plot, --worst, --keep and --ddpm-steps are for --task text",
+        ),
         (args.worst and not plan[0], "--worst wants --steps"),
     )
     require_files({"--keep": args.keep, "--worst": args.worst, "--plot": args.plot})
@@ -68,7 +74,7 @@ def run_evaluate(args):
     teacher.info = replace(teacher.info, **{name: value for name, value in asked.items() if value is not None})
     if text:
         how = sampler_of(args.sampler, args.gamma)
-        events = evaluate(students, teacher, goals, *plan, **how, keep=args.keep)
+        events = evaluate(students, teacher, goals, *plan, **how, keep=args.keep, ddpm_steps=steps_of(args.ddpm_steps, 100))
     else:
         from .evaluate_guided import FIGURES, evaluate_guided, real_goals, rendered_goals
         from .evaluate_guided import guided_table as table

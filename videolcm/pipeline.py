@@ -22,8 +22,8 @@ from .stopwatch import Stopwatch, timed
 from .video import sha256_of, write_mp4
 
 MAX_PROMPT = 512  # characters
-MAX_STEPS = {"lcm": 8, "tcd": 8, "ddim": 100}
-DEFAULT_STEPS = {"lcm": 4, "tcd": 4, "ddim": 50}
+MAX_STEPS = {"lcm": 8, "tcd": 8, "ddim": 100, "ddpm": 100}
+DEFAULT_STEPS = {"lcm": 4, "tcd": 4, "ddim": 50, "ddpm": 50}
 SAMPLER_OF = {"student": None, "teacher": "ddim"}  # what each role is made for; None: see `way`
 WORLD = "It knows balls, cubes, cylinders and cones, their colours and sizes, how they move, what they stand on and the sky above."
 
@@ -32,8 +32,8 @@ WORLD = "It knows balls, cubes, cylinders and cones, their colours and sizes, ho
 class Request:
     """What somebody wants to see. It checks itself: an instance that exists is valid, its numbers are ints and its prompt is clean.
 
-    prompt: 1..512 characters once control characters are gone; sampler: lcm, tcd or ddim, None for the few-step one that the model is made for;
-    steps: 1..8 for lcm and tcd, 1..100 for ddim, None for 4 or 50; seed: 0..2147483647; frames: 8..32; height, width: multiples of 32 in
+    prompt: 1..512 characters once control characters are gone; sampler: lcm, tcd, ddim or ddpm, None for the few-step one that the model is made for;
+    steps: 1..8 for lcm and tcd, 1..100 for the others, None for 4 or 50; seed: 0..2147483647; frames: 8..32; height, width: multiples of 32 in
     128..512; guidance: w of Eq. 5 in 0..30, None for none with a student, the model's own with a teacher or with a student that takes w as an
     input; gamma: of tcd in 0..1, None for the model's own, which is 0 for a two-time map, else 0.3; the others have no such knob.
     task: text, or depth, sketch, inpaint, which follow `video`, uint8 (frames, height, width, 3) as `footage.read_video` makes it; inpaint

@@ -1,4 +1,4 @@
-"""Sampling: noise -> video latents, in 1 to 8 LCM steps of a student or many DDIM steps of a teacher.
+"""Sampling: noise -> video latents, in 1 to 8 LCM steps of a student or many DDIM or DDPM steps of a teacher.
 
 In: a callable `denoise(x_t, t, cond) -> x0` with t (B,) int64, a Schedule, a Noise and the conditions. Out: a generator of Step, one per
 call of the denoiser; the last .x0 is the video, and closing the generator cancels.
@@ -95,14 +95,32 @@ def sample_ddim(denoise, schedule, noise, cond, steps):
 
     The last step would go to alpha 1, so its x0 is the result. Guidance is in `denoise`: see `guided`.
     """
+    # Eq. 4 on the sampler's own grid
+    yield from many_steps(denoise, schedule, noise, cond, steps, schedule.ddim_step)
+
+
+def sample_ddpm(denoise, schedule, noise, cond, steps):
+    """DDPM's ancestral sampling, DDIM with eta 1, on the timesteps of `sample_ddim`: yields and raises as that does.
+
+    Fresh noise at every step takes the place of what was predicted, and of most mistakes in it: where a network has not learned all of its world,
+    outlines are truer. The clip is another one than other samplers make of the same seed.
+    """
+
+    def step(x_t, x0, t, t_next):
+        return schedule.ddpm_step(x_t, x0, t, t_next, noise.at(t_next))
+
+    yield from many_steps(denoise, schedule, noise, cond, steps, step)
+
+
+def many_steps(denoise, schedule, noise, cond, steps, step):
+    """The steps of a diffusion model, between which `step(x_t, x0, t, t_next)` makes the next x_t."""
     timesteps = schedule.ddim_timesteps(steps).tolist()  # (steps,) descending
     x_t = noise.initial()  # (B, C, F, h, w)
     for i, t in enumerate(timesteps):
         x0 = checked(i + 1, denoise, x_t, per_sample(t, x_t), cond)
         yield Step(i + 1, steps, t, x0)
         if i + 1 < steps:
-            # Eq. 4 on the sampler's own grid
-            x_t = schedule.ddim_step(x_t, x0, t, timesteps[i + 1])
+            x_t = step(x_t, x0, t, timesteps[i + 1])
 
 
 def sample_tcd(denoise, schedule, noise, cond, steps, gamma=GAMMA):
@@ -126,7 +144,7 @@ def sample_tcd(denoise, schedule, noise, cond, steps, gamma=GAMMA):
     yield from consistency_steps(denoise, schedule, noise, cond, steps, renoise, goal)
 
 
-SAMPLERS = {"lcm": sample_lcm, "tcd": sample_tcd, "ddim": sample_ddim}
+SAMPLERS = {"lcm": sample_lcm, "tcd": sample_tcd, "ddim": sample_ddim, "ddpm": sample_ddpm}
 
 
 def guided(denoise, empty, w, between=EVERYWHERE):

@@ -121,6 +121,16 @@ class Schedule:
         # x_prev = alpha_prev x0 + sigma_prev eps
         return alpha_prev * x0 + sigma_prev * self.eps_from_x0(x_t, x0, t)
 
+    def ddpm_step(self, x_t, x0, t, t_prev, noise):
+        """From x_t at t to the less noisy t_prev >= 0, given the prediction x0 and fresh noise: a draw from q(x_prev | x_t, x0) (Ho et al., arXiv
+        2006.11239, Eq. 6 and 7), which is DDIM's step with eta = 1."""
+        (alpha, sigma), (alpha_prev, sigma_prev) = self.alpha_sigma(t, x_t), self.alpha_sigma(t_prev, x_t)
+        kept = alpha / alpha_prev
+        added = 1 - kept**2
+        # mean = (kept sigma_prev^2 x_t + added alpha_prev x0) / sigma_t^2, variance = added sigma_prev^2 / sigma_t^2
+        mean = (kept * sigma_prev**2 * x_t + added * alpha_prev * x0) / sigma**2
+        return mean + added.sqrt() * sigma_prev / sigma * noise
+
     def x0_of_step(self, x_t, x_s, t, s):
         """The x0 by which `ddim_step` goes from x_t at t to x_s at s < t, both timesteps, not the end: what a step means, whatever its length."""
         (alpha, sigma), (alpha_s, sigma_s) = self.alpha_sigma(t, x_t), self.alpha_sigma(s, x_t)

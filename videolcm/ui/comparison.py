@@ -19,7 +19,7 @@ from videolcm.ui.tab import MAX_PROMPT, MAX_STEPS, rolling
 from videolcm.ui.tabs import OWN, REQUIRED, TABS
 
 Textbox, Slider, Radio, Checkbox, CheckboxGroup = map(unchecked, (gr.Textbox, gr.Slider, gr.Radio, gr.Checkbox, gr.CheckboxGroup))
-SAMPLERS = (("Own", OWN), ("LCM", "lcm"), ("TCD", "tcd"), ("DDIM", "ddim"))
+SAMPLERS = (("Own", OWN), ("LCM", "lcm"), ("TCD", "tcd"), ("DDIM", "ddim"), ("DDPM", "ddpm"))
 OWN_ROLES = ("student", "teacher")
 LEGEND = """The seconds are what each clip takes by itself, from prompt to mp4; below, the plot leaves writing out. *Distance*, *PSNR* and *motion
 kept* are beside the reference; without one, *motion* is in pixels per frame. *Flicker*: how many of 255 levels a pixel changes on its way to the

@@ -244,7 +244,7 @@ COMPARED = {  # the parameters of /compare: (default, what it is)
     "prompt": PARAMETERS["prompt"],
     "steps": ([1, 2, 4, 8], 'numbers of steps of the student, a list like [1, 2, 4, 8] or a text like "1,2,4,8"; up to eight cells.'),
     "seed": (0, "a whole number from 0 to 2147483647; the same seed gives the same clips."),
-    "sampler": (OWN, f"{OWN}, the one that the student is made for, or lcm, tcd or ddim, or several with commas."),
+    "sampler": (OWN, f"{OWN}, the one that the student is made for, or lcm, tcd, ddim or ddpm, or several with commas."),
     "gamma": (None, "randomness of tcd from 0 to 1, nothing for the student's own."),
     "teacher_steps": (50, "DDIM steps of the teacher's clip, the reference, from 1 to 100; 0 for none."),
     "frames": PARAMETERS["frames"],

@@ -131,7 +131,7 @@ def request_of(task, folder, values):
     width, height = size_of(values["size"])
     asked = {name: values[name] for name in AS_ASKED if name in values}
     asked["sampler"] = None if values.get("sampler", OWN) == OWN else values["sampler"]
-    asked["steps"] = None if values.get("sampler", "ddim") == "ddim" else values["steps"]
+    asked["steps"] = None if values.get("sampler", "ddim") in ("ddim", "ddpm") else values["steps"]
     asked["also"] = (TABS[task].other,) if values.get("also") else ()
     with material_of(values, folder, (height, width)) as material:
         return request_with(material, task, values.get("extractor") or None, width=width, height=height, **asked)

@@ -15,8 +15,12 @@ from videolcm.ui.parts import clip_player, control, given, unchecked, video_uplo
 from videolcm.ui.tabs import OWN, example_rows
 
 MAX_STEPS, MAX_PROMPT = 8, 512  # as in pipeline.py, which this page is up before
-SAMPLERS = (("The model's own: 1 to 8 steps", OWN), ("DDIM: 50 steps, slow, the reference", "ddim"))
-ROLE_OF = {OWN: "student", "ddim": "teacher"}
+SAMPLERS = (
+    ("The model's own: 1 to 8 steps", OWN),
+    ("DDIM: 50 steps, slow, the reference", "ddim"),
+    ("DDPM: 50 steps, slow, with fresh noise at each", "ddpm"),
+)
+ROLE_OF = {OWN: "student", "ddim": "teacher", "ddpm": "teacher"}
 STEPS_INFO = "One is fastest. More are not always better: the tab Compare shows it for your prompt."
 ROLL = """(randomise, seed) => {
     document.querySelectorAll(".toast-close").forEach(button => button.click());
