@@ -109,9 +109,10 @@ def test_the_unforeseen_is_not_shown(tmp_path, caplog):
     assert "secret" in caplog.text
 
 
-def test_ddim_takes_fifty_steps(tmp_path):
-    *_, (_, settings, status, _) = make_handler("text", engine_of(), tmp_path)(PROMPT, steps=2, sampler="ddim", role="teacher", **SMALL)
-    assert (settings["steps"], settings["role"]) == (50, "teacher") and "100 network evaluations" in status
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+def test_what_is_for_many_steps_takes_fifty(tmp_path, sampler):
+    *_, (_, settings, status, _) = make_handler("text", engine_of(), tmp_path)(PROMPT, steps=2, sampler=sampler, role="teacher", **SMALL)
+    assert (settings["sampler"], settings["steps"], settings["role"]) == (sampler, 50, "teacher") and "100 network evaluations" in status
 
 
 def test_stopping_frees_the_device_and_the_folder(tmp_path):
@@ -315,7 +316,9 @@ def test_cancelling_a_job_of_the_api_frees_the_device(page):
 
 def test_the_page_agrees_with_the_pipeline():
     assert pipeline.MAX_STEPS["lcm"] == tab.MAX_STEPS and pipeline.MAX_PROMPT == tab.MAX_PROMPT
-    assert {name: None if sampler == tabs.OWN else sampler for sampler, name in tab.ROLE_OF.items()} == pipeline.SAMPLER_OF
+    first = {role: None if sampler == tabs.OWN else sampler for sampler, role in reversed(tab.ROLE_OF.items())}  # of each role
+    assert first == pipeline.SAMPLER_OF and [name for _, name in tab.SAMPLERS] == [*tab.ROLE_OF]
+    assert set(tab.ROLE_OF) - {tabs.OWN} == {name for name, steps in pipeline.MAX_STEPS.items() if steps > tab.MAX_STEPS}
     for size in parts.SIZES:
         width, height = pipeline.size_of(size)
         Request(PROMPT, width=width, height=height)
